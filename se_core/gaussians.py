@@ -1,0 +1,220 @@
+"""Gaussian distributions as data, with their entropy and Kullback-Leibler divergence.
+
+Two families are enough for the paper: the factorised Gaussian of its section 6, which encoders emit, and the general
+one of its section 5, kept as a square-root factor so that the covariance may be singular and nothing is ever inverted
+without need. Leading dimensions are batch dimensions and broadcast. Entropies and divergences are in nats.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+LOG_2_PI_E = math.log(2 * math.pi * math.e)
+
+
+class FullGaussian(NamedTuple):
+    """A Gaussian N(mean, scale @ scale.mT); the covariance may be singular.
+
+    Attributes:
+        mean: shape (..., D).
+        scale: shape (..., D, R), any square-root factor of the covariance. It need be neither triangular nor square;
+            R < D gives a covariance of rank at most R.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance matrix, shape (..., D, D)."""
+        return self.scale @ self.scale.mT
+
+    @classmethod
+    def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "FullGaussian":
+        """The Gaussian with this covariance, shape (..., D, D), factored by its symmetric eigendecomposition.
+
+        Works for singular covariances, where a Cholesky factorisation fails. The gradient with respect to
+        `covariance` needs distinct eigenvalues; where that matters, parametrise by `scale` instead.
+
+        Raises:
+            ValueError: if the covariance is not square, not symmetric, or has a negative eigenvalue, beyond rounding.
+        """
+        if covariance.ndim < 2 or covariance.shape[-1] != covariance.shape[-2]:
+            raise ValueError(f"covariance must have shape (..., D, D), got {tuple(covariance.shape)}")
+        rounding = covariance.shape[-1] * torch.finfo(covariance.dtype).eps
+        size = torch.linalg.matrix_norm(covariance)
+        asymmetry = torch.linalg.matrix_norm(covariance - covariance.mT)
+        if not bool((asymmetry <= rounding * size).all()):
+            raise ValueError(
+                f"covariance must be symmetric, got ||S - S^T|| up to {float(asymmetry.detach().max()):.3g}; "
+                "pass (S + S.mT) / 2 if the asymmetry is only rounding"
+            )
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+        if not bool((eigenvalues >= -rounding * size[..., None]).all()):
+            raise ValueError(
+                "covariance must be positive semi-definite, got an eigenvalue of "
+                f"{float(eigenvalues.detach().min()):.3g}; a covariance holds variances and is never negative"
+            )
+        return cls(mean, eigenvectors * eigenvalues.clamp(min=0).sqrt()[..., None, :])
+
+
+class DiagonalGaussian(NamedTuple):
+    """A Gaussian with independent coordinates, N(mean, diag(exp(log_var))).
+
+    Attributes:
+        mean: shape (..., D).
+        log_var: shape (..., D), the logarithm of the variance (not of the standard deviation).
+    """
+
+    mean: Tensor
+    log_var: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance matrix, shape (..., D, D)."""
+        return torch.diag_embed(self.log_var.exp())
+
+    def full(self) -> FullGaussian:
+        """The same distribution with a full scale factor."""
+        return FullGaussian(self.mean, torch.diag_embed((self.log_var / 2).exp()))
+
+
+Gaussian = DiagonalGaussian | FullGaussian
+
+
+def as_gaussian(distribution: Gaussian | Distribution) -> Gaussian:
+    """Read a `torch.distributions` object as one of our two families; ours are checked and returned as they are.
+
+    `Independent(Normal(...), n)` and `Normal` become a `DiagonalGaussian`, `MultivariateNormal` a `FullGaussian`. Event
+    and batch dimensions keep their meaning: the last n dimensions of `Independent` are flattened into D, and a bare
+    `Normal` is a batch of scalars, D = 1 (wrap it in `Independent(normal, 1)` to make its last dimension the event).
+
+    Raises:
+        TypeError: for any other object.
+        ValueError: if the shapes of mean and log_var or scale do not belong together.
+    """
+    if isinstance(distribution, DiagonalGaussian):
+        _check_fields(distribution, distribution.mean, distribution.log_var, "log_var", (-1,))
+        return distribution
+    if isinstance(distribution, FullGaussian):
+        _check_fields(distribution, distribution.mean, distribution.scale, "scale", (-2, -1))
+        return distribution
+    if isinstance(distribution, Normal):
+        return DiagonalGaussian(distribution.loc[..., None], 2 * distribution.scale[..., None].log())
+    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        event = max(distribution.reinterpreted_batch_ndims, 1)
+        normal = distribution.base_dist
+        mean, scale = (
+            (normal.loc, normal.scale)
+            if distribution.reinterpreted_batch_ndims
+            else (normal.loc[..., None], normal.scale[..., None])
+        )
+        return DiagonalGaussian(mean.flatten(-event), 2 * scale.flatten(-event).log())
+    if isinstance(distribution, MultivariateNormal):
+        return FullGaussian(distribution.loc, distribution.scale_tril)
+    raise TypeError(
+        f"expected a DiagonalGaussian, a FullGaussian, or a Normal, Independent(Normal) or MultivariateNormal of "
+        f"torch.distributions, got {type(distribution).__name__}"
+    )
+
+
+def matched(a: Gaussian | Distribution, b: Gaussian | Distribution) -> tuple[Gaussian, Gaussian]:
+    """Both distributions, checked to live on the same space, both diagonal or both full.
+
+    A diagonal Gaussian is promoted only when it meets a full one.
+
+    Raises:
+        TypeError: if one of them is no Gaussian, or if their dtypes differ.
+        ValueError: if their dimensions, devices or batch shapes do not fit.
+    """
+    a, b = as_gaussian(a), as_gaussian(b)
+    if a.mean.shape[-1] != b.mean.shape[-1]:
+        raise ValueError(f"a and b must have the same dimension D, got {a.mean.shape[-1]} and {b.mean.shape[-1]}")
+    if a.mean.dtype != b.mean.dtype:
+        raise TypeError(f"a and b must have the same dtype, got {a.mean.dtype} and {b.mean.dtype}; convert one with .to")
+    if a.mean.device != b.mean.device:
+        raise ValueError(f"a and b must be on one device, got {a.mean.device} and {b.mean.device}; move one with .to")
+    for x, y in zip(reversed(a.mean.shape[:-1]), reversed(b.mean.shape[:-1]), strict=False):
+        if x != y and 1 not in (x, y):
+            raise ValueError(
+                f"the batch shapes of a and b must broadcast, got {tuple(a.mean.shape[:-1])} and "
+                f"{tuple(b.mean.shape[:-1])}"
+            )
+    if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
+        return a, b
+    return _full(a), _full(b)
+
+
+def entropy(q: Gaussian | Distribution) -> Tensor:
+    """Differential entropy in nats, shape (...,). A singular covariance has entropy -inf.
+
+    It is the marginal entropy in eq. 15 of the paper.
+    """
+    q = as_gaussian(q)
+    if isinstance(q, DiagonalGaussian):
+        return (q.log_var + LOG_2_PI_E).sum(-1) / 2
+    raise NotImplementedError
+
+
+class KLTerms(NamedTuple):
+    """The two terms of eq. 8, each of shape (...,), in nats: their sum is the divergence.
+
+    Attributes:
+        covariance: half the log-det (Stein, matrix Itakura-Saito) divergence of the covariances, free of scale.
+        mean: half the squared Mahalanobis distance of the means in the metric of b.
+    """
+
+    covariance: Tensor
+    mean: Tensor
+
+
+def kl_terms(a: Gaussian | Distribution, b: Gaussian | Distribution) -> KLTerms:
+    """KL(a || b) split into its scale-invariant part and its Mahalanobis part, eq. 8."""
+    a, b = matched(a, b)
+    if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
+        covariance = _itakura_saito(a.log_var - b.log_var)
+        mean = (a.mean - b.mean).square() * (-b.log_var).exp()
+        return KLTerms(covariance.sum(-1) / 2, mean.sum(-1) / 2)
+    raise NotImplementedError
+
+
+def kl_divergence(a: Gaussian | Distribution, b: Gaussian | Distribution) -> Tensor:
+    """Kullback-Leibler divergence KL(a || b) in nats, shape (...,), eq. 8."""
+    terms = kl_terms(a, b)
+    return terms.covariance + terms.mean
+
+
+def _itakura_saito(log_ratio: Tensor) -> Tensor:
+    """exp(d) - 1 - d, the Itakura-Saito divergence of two variances of ratio exp(d).
+
+    The printed form loses every digit near d = 0, where an unused latent lives. There we sum the series
+    d^2/2 (1 + d/3 (1 + d/4 (...))), to the last bit of float64 for |d| <= 1/2.
+    """
+    near = log_ratio.clamp(-0.5, 0.5)
+    series = torch.ones_like(near)
+    for k in range(15, 2, -1):
+        series = 1 + near / k * series
+    return torch.where(log_ratio.abs() < 0.5, near.square() / 2 * series, torch.expm1(log_ratio) - log_ratio)
+
+
+def _full(q: Gaussian) -> FullGaussian:
+    return q.full() if isinstance(q, DiagonalGaussian) else q
+
+
+def _check_fields(q: Gaussian, mean: Tensor, spread: Tensor, name: str, event: tuple[int, ...]) -> None:
+    kind = type(q).__name__
+    if not (isinstance(mean, Tensor) and isinstance(spread, Tensor)):
+        raise TypeError(f"{kind} holds tensors, got mean: {type(mean).__name__}, {name}: {type(spread).__name__}")
+    if not mean.is_floating_point() or mean.dtype != spread.dtype:
+        raise TypeError(f"{kind} needs one floating dtype, got mean: {mean.dtype}, {name}: {spread.dtype}")
+    if mean.device != spread.device:
+        raise ValueError(f"{kind} needs one device, got mean: {mean.device}, {name}: {spread.device}")
+    if mean.ndim < 1 or spread.ndim < len(event) or mean.shape[-1] != spread.shape[event[0]]:
+        shape = "(..., D)" if len(event) == 1 else "(..., D, R)"
+        raise ValueError(
+            f"{kind} needs mean of shape (..., D) and {name} of shape {shape}, got {tuple(mean.shape)} and "
+            f"{tuple(spread.shape)}"
+        )
