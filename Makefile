@@ -1,0 +1,43 @@
+# Each target makes the virtual environment it needs; nothing has to be installed first but Python 3.11 or newer.
+PYTHON ?= python3
+PROFILE ?= small
+WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+
+BIN := .venv/bin
+RUNTIME := .venv/installed-runtime
+TEST := .venv/installed-test
+# One thread a process: on few cores, several processes of one thread beat one process of several.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test bench lint clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+
+reproduce: $(RUNTIME)  ## Figure 1 from real digits into runs/figure1-PROFILE (PROFILE=tiny, small or paper)
+	$(BIN)/se-core reproduce --profile $(PROFILE) --workers $(WORKERS)
+
+test: $(TEST) lint  ## every test, and the checks of style and types
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+bench: $(TEST)  ## the benchmarks, as ratios
+	$(ONE_THREAD) $(BIN)/python benchmarks/training_step.py
+	$(ONE_THREAD) $(BIN)/python benchmarks/transport.py
+
+lint: $(TEST)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and the caches; runs/ and data/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+$(RUNTIME): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(TEST): $(RUNTIME)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
