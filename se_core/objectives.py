@@ -1,0 +1,104 @@
+"""The ELBO and the smooth encoder's SE-ELBO (sections 1 and 6), in nats per example.
+
+The paper writes the SE-ELBO as E log p(x|Z_a) + E log p(Z_a) + E log p(Z_b) - WD_{2,gamma}. With
+WD = gamma/2 W^2_{2,gamma} + I(Z_a; Z_b) - H(q_a) - H(q_b), and H(q) + E_q log p = -KL(q||p), the same number is
+
+    SE-ELBO = E log p(x|Z_a) - KL(q_a||p) - KL(q_b||p) - I(Z_a; Z_b) - gamma/2 W^2_{2,gamma}.
+
+Each term below is nonnegative but the likelihood, so nothing large cancels; and ELBO - SE-ELBO, the sum of the last
+three, is nonnegative term by term.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from se_core.gaussians import DiagonalGaussian, kl_divergence
+from se_core.transport import entropic_w2_squared, mutual_information
+
+Decoder = Callable[[Tensor], Tensor]
+
+
+class ElboTerms(NamedTuple):
+    """The terms of a bound, each of shape (B,), in nats. Those of the coupling are zero for the plain ELBO."""
+
+    log_likelihood: Tensor  # E log p(x | Z_a), one reparameterised draw
+    kl: Tensor  # KL(q(Z | x) || p)
+    kl_fictive: Tensor  # KL(q(Z | x') || p)
+    mutual_information: Tensor  # I(Z_a; Z_b) under the optimal plan
+    transport: Tensor  # gamma/2 E ||Z_a - Z_b||^2 under the optimal plan
+
+    @property
+    def value(self) -> Tensor:
+        """The bound on log p(x), shape (B,)."""
+        return self.log_likelihood - self.kl - self.kl_fictive - self.mutual_information - self.transport
+
+
+def reparameterised_sample(q: DiagonalGaussian, generator: torch.Generator | None = None) -> Tensor:
+    """z = mean + sigma * noise, the shape of the mean; differentiable in both parameters (Kingma and Welling, 2013)."""
+    noise = torch.randn(q.mean.shape, generator=generator, device=q.mean.device, dtype=q.mean.dtype)
+    return q.mean + torch.exp(q.log_var / 2) * noise
+
+
+def gaussian_log_likelihood(x: Tensor, mean: Tensor, noise_variance: float) -> Tensor:
+    """log N(x; mean, v I) summed over pixels: x and mean (B, ...) -> (B,), section 6."""
+    residual = (x - mean).flatten(1)
+    return -0.5 * residual.square().sum(-1) / noise_variance - 0.5 * residual.shape[1] * math.log(
+        2 * math.pi * noise_variance
+    )
+
+
+def _standard_normal(q: DiagonalGaussian) -> DiagonalGaussian:
+    return DiagonalGaussian(torch.zeros_like(q.mean), torch.zeros_like(q.mean))
+
+
+def _validate(x: Tensor, q: DiagonalGaussian, noise_variance: float) -> None:
+    if not (math.isfinite(noise_variance) and noise_variance > 0):
+        raise ValueError(f"noise_variance={noise_variance} must be a finite number > 0: the v of p(X|Z) = N(g(Z), v I)")
+    if q.mean.shape[0] != x.shape[0]:
+        raise ValueError(f"q has {q.mean.shape[0]} examples and x has {x.shape[0]}; encode the same batch")
+
+
+def elbo(
+    x: Tensor,
+    q: DiagonalGaussian,
+    decoder: Decoder,
+    noise_variance: float,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """The evidence lower bound B_x(eta, theta) of section 1.
+
+    x: (B, ...) in [0, 1]; q: q(Z | x), mean (B, latent_dim); decoder: z -> mean image, the shape of x;
+    noise_variance: v > 0. Only the likelihood is sampled (one draw), the KL is exact. Raises ValueError for a v that
+    is not positive and for batches that differ.
+    """
+    _validate(x, q, noise_variance)
+    log_likelihood = gaussian_log_likelihood(x, decoder(reparameterised_sample(q, generator)), noise_variance)
+    zero = torch.zeros_like(log_likelihood)
+    return ElboTerms(log_likelihood, kl_divergence(q, _standard_normal(q)), zero, zero, zero)
+
+
+def se_elbo(
+    x: Tensor,
+    q_a: DiagonalGaussian,
+    q_b: DiagonalGaussian,
+    decoder: Decoder,
+    noise_variance: float,
+    gamma: float | Tensor,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """The SE-ELBO of section 6 (with mu_a - mu_b where the paper prints mu_a - mu_a).
+
+    q_a = q(Z | x), q_b = q(Z | x') for a fictive x'; gamma >= 0 the coupling strength; the rest as in `elbo`, with
+    whose likelihood term (the same draws of the same generator) and KL it agrees exactly. Note that gamma = 0 still
+    pays KL(q_b || p): it is not the ELBO. Raises ValueError for an invalid v or gamma.
+    """
+    terms = elbo(x, q_a, decoder, noise_variance, generator)
+    return terms._replace(
+        kl_fictive=kl_divergence(q_b, _standard_normal(q_b)),
+        mutual_information=mutual_information(q_a, q_b, gamma),
+        transport=0.5 * gamma * entropic_w2_squared(q_a, q_b, gamma),
+    )
