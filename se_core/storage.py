@@ -1,0 +1,133 @@
+"""Files that are whole or absent, and the record of where a result comes from.
+
+Every file is written to a temporary name, flushed to disk and renamed: whatever moment a process is killed at, a file
+is the old one or the new one. Tensor files have their SHA-256 beside them, because a flipped bit loads silently from
+safetensors as from any other format.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+
+class CheckpointError(Exception):
+    """A file of a run is damaged, or the run is not finished. The message names the file and the remedy."""
+
+
+class StorageError(Exception):
+    """A file could not be written. What was there before is untouched."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary file beside `path`, flush it to disk, and rename. Raises StorageError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # makes the rename itself durable
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        remedy = "free some space" if error.errno == errno.ENOSPC else "choose a folder that can be written"
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}; what was there before is untouched; "
+            f"{remedy} and run the same command again"
+        ) from error
+
+
+def digest(config: Any) -> str:
+    """Twelve hexadecimal digits that name a configuration, a dataclass of plain values."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def checksum_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file and, written first, its SHA-256 in the format of `sha256sum`."""
+    content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    write_atomically(checksum_file(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
+    write_atomically(path, content)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file written by `write_tensors`; CheckpointError if a single bit of it has changed."""
+    try:
+        content, recorded = path.read_bytes(), checksum_file(path).read_text().split()[:1]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing; delete {path.parent} and train the run again") from error
+    actual = hashlib.sha256(content).hexdigest()
+    if recorded != [actual]:
+        raise CheckpointError(
+            f"{path} is damaged: its SHA-256 is {actual}, {checksum_file(path).name} says {''.join(recorded) or '?'}; "
+            f"nothing was loaded; delete it and run the same command again"
+        )
+    return load_tensors(content)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone; the lock ends with the process, however it ends. Raises StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {folder}: {error.strerror}; choose another output folder or change its permissions"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"another process is writing to {folder}; wait for it, or stop it first") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def provenance() -> dict[str, str]:
+    """Where a result comes from: package, commit, versions and machine."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit and git("status", "--porcelain", "--untracked-files=no", "--", "."):
+        commit += " (modified)"
+    return {
+        "se_core": version("se-core"),
+        "commit": commit or "not a git checkout",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
