@@ -1,0 +1,22 @@
+"""Smooth encoders: Gaussian optimal transport, the SE-ELBO, and robust representations.
+
+The names below are what one needs to train a smooth encoder; each module's docstring says what else it holds.
+"""
+
+from se_core.attacks import fictive_sample, pgd
+from se_core.datasets import load
+from se_core.gaussians import DiagonalGaussian, FullGaussian
+from se_core.networks import VAE, build_vae
+from se_core.objectives import elbo, se_elbo
+
+__all__ = [
+    "VAE",
+    "DiagonalGaussian",
+    "FullGaussian",
+    "build_vae",
+    "elbo",
+    "fictive_sample",
+    "load",
+    "pgd",
+    "se_elbo",
+]

@@ -1,0 +1,151 @@
+"""Results in, pictures out: Figure 1, the attacked digits, and the table for the terminal.
+
+Colours are those of Okabe and Ito (2008), told apart by every common kind of colour vision; line styles and markers
+repeat what colour says.
+"""
+
+import hashlib
+import json
+import math
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from se_core.attacks import fictive_sample
+from se_core.datasets import load
+from se_core.experiments import CLASSES, PANELS, Panel, claims, curve
+from se_core.networks import VAE
+from se_core.storage import write_atomically
+from se_core.training import RunConfig, derived_generator, load_run
+
+METHODS: dict[str, dict[str, Any]] = {
+    "vae": {"label": "VAE", "color": "#D55E00", "marker": "o", "linestyle": "--"},
+    "se": {"label": "smooth encoder", "color": "#0072B2", "marker": "s", "linestyle": "-"},
+}
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "svg.hashsalt": "se-core",  # the same results give the same bytes
+}
+
+
+def _draw_panel(axes: Axes, results: dict[str, Any], panel: Panel) -> None:
+    for method, style in METHODS.items():
+        points = curve(results["records"], panel, method)
+        radii = list(points)
+        mean = [100 * m for m, _ in points.values()]
+        half = [0.0 if math.isnan(h) else 100 * h for _, h in points.values()]
+        lower = [max(m - h, 0) for m, h in zip(mean, half, strict=True)]
+        upper = [min(m + h, 100) for m, h in zip(mean, half, strict=True)]
+        axes.plot(radii, mean, **style)
+        axes.fill_between(radii, lower, upper, color=style["color"], alpha=0.2, linewidth=0)
+    chance = 100 / CLASSES[panel.task]
+    axes.axhline(chance, color="0.5", linewidth=0.8, linestyle=":")
+    axes.text(0.995, chance + 1.5, "chance", transform=axes.get_yaxis_transform(), color="0.4", fontsize=7, ha="right")
+    (selection_radius,) = {run["radius"] for run in results["provenance"]["runs"]}
+    axes.axvline(selection_radius, color="0.8", linewidth=0.8, zorder=0)
+    axes.set_title(panel.title, loc="left")
+    axes.set_ylim(0, 102)
+
+
+def figure1(results: dict[str, Any]) -> Figure:
+    """The four panels: accuracy against attack radius, mean over seeds with its 95 % interval."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+        grid = figure.subplots(2, 2, sharex=True, sharey=True)
+        for panel, axes in zip(PANELS, grid.flat, strict=True):
+            _draw_panel(axes, results, panel)
+        grid[0, 0].legend(loc="upper right")
+        figure.supylabel("adversarial test accuracy (%)", fontsize=9)
+        figure.supxlabel(
+            "attack radius (largest change of a pixel, pixels in [0, 1]); vertical line: selection radius", fontsize=9
+        )
+    return figure
+
+
+def _pictures(vae: VAE, x: Tensor, radius: float) -> list[Tensor]:
+    x_prime = fictive_sample(vae.encoder, x, radius, steps=40, generator=derived_generator("cpu", "attacked digits"))
+    with torch.no_grad():
+        return [x_prime, vae.reconstruct(x), vae.reconstruct(x_prime)]
+
+
+def attacked_digits(runs: dict[str, tuple[RunConfig, VAE]], columns: int = 8) -> Figure:
+    """Test digits, what the selection mechanism makes of them, and what each model reconstructs from either.
+
+    runs: "vae" and "se" -> (configuration, networks), trained on the same data.
+    """
+    config = runs["se"][0]
+    x = load(config.dataset, "test", config.source, "random", config.seed).images(torch.arange(columns))
+    rows = [("digit $x$", x)]
+    for method, (_, vae) in runs.items():
+        attacked, clean, fooled = _pictures(vae, x, config.radius)
+        name = METHODS[method]["label"]
+        rows += [(f"{name}:\nattacked $x'$", attacked), ("$x$ reconstructed", clean), ("$x'$ reconstructed", fooled)]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 6.0), layout="constrained")
+        grid = figure.subplots(len(rows), columns)
+        for (label, images), axes_row in zip(rows, grid, strict=True):
+            for image, axes in zip(images, axes_row, strict=True):
+                axes.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+                axes.set_xticks([])
+                axes.set_yticks([])
+                for spine in axes.spines.values():
+                    spine.set_visible(False)
+            axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        figure.suptitle(f"selection attack on $W_2^2$, radius {config.radius:g}, {config.dataset}", fontsize=9)
+    return figure
+
+
+def results_digest(results: dict[str, Any]) -> str:
+    """SHA-256 of the records: what a picture of them carries, so that it can be told from a picture of others."""
+    return hashlib.sha256(json.dumps(results["records"], sort_keys=True).encode()).hexdigest()
+
+
+def save(figure: Figure, path: Path, digest: str) -> None:
+    """Write `path`.png and `path`.svg, whole or not at all, with `digest` in their metadata. Raises StorageError."""
+    for suffix, key in ((".png", "Description"), (".svg", "Source")):
+        content = BytesIO()
+        metadata = {key: digest} | ({"Date": None} if suffix == ".svg" else {"Software": None})
+        with mpl.rc_context(STYLE):
+            figure.savefig(content, format=suffix[1:], dpi=160, metadata=metadata)
+        write_atomically(path.with_suffix(suffix), content.getvalue())
+
+
+def table(results: dict[str, Any]) -> str:
+    """Figure 1 in figures, as a Markdown table: accuracy in per cent against radius, ± half a 95 % interval."""
+    radii = sorted({record["radius"] for record in results["records"]})
+    lines = [
+        "| panel | model | " + " | ".join(f"{radius:g}" for radius in radii) + " | gain |",
+        "|---|---|" + "---:|" * (len(radii) + 1),
+    ]
+    for panel, claim in zip(PANELS, claims(results["records"]), strict=True):
+        for method, style in METHODS.items():
+            points = curve(results["records"], panel, method)
+            cells = [f"{100 * m:.0f}" + ("" if math.isnan(h) else f" ± {100 * h:.0f}") for m, h in points.values()]
+            gain = f"{claim['gain']:.2f}" if method == "se" else ""
+            lines.append(f"| {panel.title} | {style['label']} | " + " | ".join(cells) + f" | {gain} |")
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], out: Path) -> None:
+    """Write `figure1` and `attacked_digits` (PNG and SVG) into `out`, from its results and its runs."""
+    digest = results_digest(results)
+    save(figure1(results), out / "figure1.png", digest)
+    chosen = [RunConfig(**run) for run in results["provenance"]["runs"]]
+    first = {
+        method: next(c for c in chosen if (c.dataset, c.architecture, c.method) == ("colour-mnist", "mlp", method))
+        for method in METHODS
+    }
+    networks = {method: load_run(out / "runs" / config.name) for method, config in first.items()}
+    save(attacked_digits(networks), out / "attacked_digits.png", digest)
