@@ -32,6 +32,10 @@ class FullGaussian(NamedTuple):
         """The covariance matrix, shape (..., D, D)."""
         return self.scale @ self.scale.mT
 
+    def full(self) -> "FullGaussian":
+        """The distribution itself."""
+        return self
+
     @classmethod
     def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "FullGaussian":
         """The Gaussian with this covariance, shape (..., D, D), factored by its symmetric eigendecomposition.
@@ -122,9 +126,7 @@ def as_gaussian(distribution: Gaussian | Distribution) -> Gaussian:
 
 
 def matched(a: Gaussian | Distribution, b: Gaussian | Distribution) -> tuple[Gaussian, Gaussian]:
-    """Both distributions, checked to live on the same space, both diagonal or both full.
-
-    A diagonal Gaussian is promoted only when it meets a full one.
+    """Both distributions, read by `as_gaussian` and checked to fit together.
 
     Raises:
         TypeError: if one of them is no Gaussian, or if their dtypes differ.
@@ -134,29 +136,44 @@ def matched(a: Gaussian | Distribution, b: Gaussian | Distribution) -> tuple[Gau
     if a.mean.shape[-1] != b.mean.shape[-1]:
         raise ValueError(f"a and b must have the same dimension D, got {a.mean.shape[-1]} and {b.mean.shape[-1]}")
     if a.mean.dtype != b.mean.dtype:
-        raise TypeError(f"a and b must have the same dtype, got {a.mean.dtype} and {b.mean.dtype}; convert one with .to")
+        raise TypeError(
+            f"a and b must have the same dtype, got {a.mean.dtype} and {b.mean.dtype}; convert one with .to"
+        )
     if a.mean.device != b.mean.device:
         raise ValueError(f"a and b must be on one device, got {a.mean.device} and {b.mean.device}; move one with .to")
-    for x, y in zip(reversed(a.mean.shape[:-1]), reversed(b.mean.shape[:-1]), strict=False):
-        if x != y and 1 not in (x, y):
-            raise ValueError(
-                f"the batch shapes of a and b must broadcast, got {tuple(a.mean.shape[:-1])} and "
-                f"{tuple(b.mean.shape[:-1])}"
-            )
-    if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
-        return a, b
-    return _full(a), _full(b)
+    batch_shape(a, b)
+    return a, b
+
+
+def batch_shape(*distributions: Gaussian) -> torch.Size:
+    """The shape to which all leading dimensions broadcast.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    shapes = [q.mean.shape[:-1] for q in distributions]
+    shapes += [q.log_var.shape[:-1] if isinstance(q, DiagonalGaussian) else q.scale.shape[:-2] for q in distributions]
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError as error:
+        listed = ", ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"leading dimensions must broadcast, got the batch shapes {listed}") from error
 
 
 def entropy(q: Gaussian | Distribution) -> Tensor:
-    """Differential entropy in nats, shape (...,). A singular covariance has entropy -inf.
+    """Differential entropy in nats, shape (...,); -inf where the covariance is singular.
 
     It is the marginal entropy in eq. 15 of the paper.
     """
     q = as_gaussian(q)
     if isinstance(q, DiagonalGaussian):
         return (q.log_var + LOG_2_PI_E).sum(-1) / 2
-    raise NotImplementedError
+    dimension, rank = q.scale.shape[-2:]
+    if rank < dimension:
+        log_volume = q.scale.new_full(q.scale.shape[:-2], -math.inf)
+    else:
+        log_volume = torch.linalg.slogdet(square_factor(q.scale)).logabsdet
+    return log_volume + dimension * LOG_2_PI_E / 2
 
 
 class KLTerms(NamedTuple):
@@ -172,13 +189,16 @@ class KLTerms(NamedTuple):
 
 
 def kl_terms(a: Gaussian | Distribution, b: Gaussian | Distribution) -> KLTerms:
-    """KL(a || b) split into its scale-invariant part and its Mahalanobis part, eq. 8."""
+    """KL(a || b) split into its scale-invariant part and its Mahalanobis part, eq. 8.
+
+    Both are +inf where a covariance is singular (the supports of two singular Gaussians are not compared).
+    """
     a, b = matched(a, b)
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
         covariance = _itakura_saito(a.log_var - b.log_var)
         mean = (a.mean - b.mean).square() * (-b.log_var).exp()
         return KLTerms(covariance.sum(-1) / 2, mean.sum(-1) / 2)
-    raise NotImplementedError
+    return _full_kl_terms(a.full(), b.full())
 
 
 def kl_divergence(a: Gaussian | Distribution, b: Gaussian | Distribution) -> Tensor:
@@ -200,8 +220,29 @@ def _itakura_saito(log_ratio: Tensor) -> Tensor:
     return torch.where(log_ratio.abs() < 0.5, near.square() / 2 * series, torch.expm1(log_ratio) - log_ratio)
 
 
-def _full(q: Gaussian) -> FullGaussian:
-    return q.full() if isinstance(q, DiagonalGaussian) else q
+def square_factor(scale: Tensor) -> Tensor:
+    """A square factor (..., D, D) of scale @ scale.mT, for a scale with at least D columns."""
+    dimension, rank = scale.shape[-2:]
+    return scale if rank == dimension else torch.linalg.qr(scale.mT).R.mT
+
+
+def _full_kl_terms(a: FullGaussian, b: FullGaussian) -> KLTerms:
+    # Both terms are seen from the coordinates in which b is standard: no covariance is formed, so none is squared.
+    batch = batch_shape(a, b)
+    dimension = b.mean.shape[-1]
+    if min(a.scale.shape[-1], b.scale.shape[-1]) < dimension:
+        infinite = b.mean.new_full(batch, math.inf)
+        return KLTerms(infinite, infinite)
+    scale_b = square_factor(b.scale)
+    right = torch.cat([square_factor(a.scale).expand(*batch, -1, -1), _column(a.mean - b.mean, batch)], -1)
+    whitened, singular = torch.linalg.solve_ex(scale_b.expand(*batch, -1, -1), right)
+    covariance = _itakura_saito(2 * torch.linalg.svdvals(whitened[..., :dimension]).log()).sum(-1) / 2
+    mean = whitened[..., dimension].square().sum(-1) / 2
+    return KLTerms(covariance.where(singular == 0, math.inf), mean.where(singular == 0, math.inf))
+
+
+def _column(vector: Tensor, batch: torch.Size) -> Tensor:
+    return vector.expand(*batch, -1)[..., None]
 
 
 def _check_fields(q: Gaussian, mean: Tensor, spread: Tensor, name: str, event: tuple[int, ...]) -> None:
@@ -212,7 +253,7 @@ def _check_fields(q: Gaussian, mean: Tensor, spread: Tensor, name: str, event: t
         raise TypeError(f"{kind} needs one floating dtype, got mean: {mean.dtype}, {name}: {spread.dtype}")
     if mean.device != spread.device:
         raise ValueError(f"{kind} needs one device, got mean: {mean.device}, {name}: {spread.device}")
-    if mean.ndim < 1 or spread.ndim < len(event) or mean.shape[-1] != spread.shape[event[0]]:
+    if mean.ndim < 1 or spread.ndim < len(event) or mean.shape[-1] != spread.shape[event[0]] or spread.shape[-1] == 0:
         shape = "(..., D)" if len(event) == 1 else "(..., D, R)"
         raise ValueError(
             f"{kind} needs mean of shape (..., D) and {name} of shape {shape}, got {tuple(mean.shape)} and "
