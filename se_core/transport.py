@@ -58,8 +58,7 @@ def mutual_information(a: Gaussian | Distribution, b: Gaussian | Distribution, g
 
     It is H(Q_a) + H(Q_b) - H(Q), with H(Q) of eq. 15.
     """
-    plan = _plan(*matched(a, b), gamma)
-    return plan.gamma / 2 * plan.information
+    return _plan(*matched(a, b), gamma).information
 
 
 def entropic_cost(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
@@ -70,7 +69,7 @@ def entropic_cost(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma:
     """
     a, b = matched(a, b)
     plan = _plan(a, b, gamma)
-    return plan.gamma / 2 * (plan.cost + plan.information) - entropy(a) - entropy(b)
+    return plan.gamma / 2 * plan.cost + plan.information - entropy(a) - entropy(b)
 
 
 def sinkhorn_divergence(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
@@ -81,8 +80,8 @@ def sinkhorn_divergence(a: Gaussian | Distribution, b: Gaussian | Distribution, 
     a difference: its error is that of OT, not of the result.
     """
     a, b = matched(a, b)
-    ab, aa, bb = _plan(a, b, gamma), _plan(a, a, gamma), _plan(b, b, gamma)
-    return (ab.cost + ab.information) - (aa.cost + aa.information) / 2 - (bb.cost + bb.information) / 2
+    ab, aa, bb = (_plan(*pair, gamma).regularised_cost for pair in ((a, b), (a, a), (b, b)))
+    return ab - aa / 2 - bb / 2
 
 
 class AffineMap(NamedTuple):
@@ -115,14 +114,11 @@ def monge_map(a: Gaussian | Distribution, b: Gaussian | Distribution) -> AffineM
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
         return AffineMap(torch.diag_embed(((b.log_var - a.log_var) / 2).exp()), a.mean, b.mean)
     a, b = a.full(), b.full()
-    dimension, rank = a.scale.shape[-2:]
-    if rank >= dimension:
-        a = FullGaussian(a.mean, square_factor(a.scale))
-        _, rotation = _full_plan(a, b, None)
-        matrix, singular = torch.linalg.solve_ex(a.scale.mT, rotation @ b.scale.mT)
-        if not bool(singular.any()):
-            return AffineMap(matrix.mT, a.mean, b.mean)
-    raise ValueError("a must have a covariance of full rank to be carried by a map; use coupling(a, b, gamma) instead")
+    if not bool((torch.linalg.matrix_rank(a.scale.detach()) == a.mean.shape[-1]).all()):
+        raise ValueError("a must have a covariance of full rank to be carried by a map; use coupling(a, b, gamma)")
+    a = FullGaussian(a.mean, square_factor(a.scale))
+    _, rotation, _ = _full_plan(a, b, None)
+    return AffineMap(torch.linalg.solve(a.scale.mT, rotation @ b.scale.mT).mT, a.mean, b.mean)
 
 
 class Coupling(NamedTuple):
@@ -134,9 +130,11 @@ class Coupling(NamedTuple):
         gamma: the coupling strength, shape (...,).
         psi: cross-covariance of z_a with z_b, shape (..., D, D), symmetric only when the covariances commute; for two
             diagonal Gaussians its diagonal, shape (..., D).
-        rho: canonical correlations of z_a and z_b in [0, 1), shape (..., min(R_a, R_b, D)), falling; for two diagonal
+        rho: canonical correlations of z_a and z_b in [0, 1], shape (..., min(R_a, R_b, D)), falling; for two diagonal
             Gaussians one for each coordinate, shape (..., D).
-        rotation: R with Psi = L_a R L_b^T, shape (..., R_a, R_b); None for two diagonal Gaussians.
+        rotation: R with Psi = L_a R L_b^T, shape (..., R_a, R_b).
+        residual: (I - R R^T)^{1/2} where R_a <= R_b, else (I - R^T R)^{1/2}: what one variable leaves open in the
+            other.
     """
 
     a: Gaussian
@@ -144,24 +142,20 @@ class Coupling(NamedTuple):
     gamma: Tensor
     psi: Tensor
     rho: Tensor
-    rotation: Tensor | None
+    rotation: Tensor
+    residual: Tensor
 
     def joint(self) -> FullGaussian:
         """The joint distribution of the concatenation (z_a, z_b), of dimension 2 D."""
         a, b = self.a.full(), self.b.full()
-        rotation = torch.diag_embed(self.rho) if self.rotation is None else self.rotation
-        batch = rotation.shape[:-2]
+        batch = self.rotation.shape[:-2]
         scale_a, scale_b = a.scale.expand(*batch, -1, -1), b.scale.expand(*batch, -1, -1)
-        # I - R R^T = (I + gamma R L_b^T L_a)^{-1} by the Riccati equation: no difference of numbers near 1.
-        precision = torch.eye(rotation.shape[-2], dtype=rotation.dtype, device=rotation.device) + self.gamma[
-            ..., None, None
-        ] * (rotation @ (scale_b.mT @ scale_a))
-        factor = torch.linalg.cholesky((precision + precision.mT) / 2)
-        unexplained = torch.linalg.solve_triangular(factor, scale_a.mT, upper=False).mT
-        upper = torch.cat([unexplained, scale_a @ rotation], -1)
-        lower = torch.cat([torch.zeros_like(unexplained), scale_b], -1)
+        if scale_a.shape[-1] <= scale_b.shape[-1]:
+            blocks = (scale_a @ self.residual, scale_a @ self.rotation), (torch.zeros_like(scale_a), scale_b)
+        else:
+            blocks = (scale_a, torch.zeros_like(scale_b)), (scale_b @ self.rotation.mT, scale_b @ self.residual)
         mean = torch.cat([a.mean.expand(*batch, -1), b.mean.expand(*batch, -1)], -1)
-        return FullGaussian(mean, torch.cat([upper, lower], -2))
+        return FullGaussian(mean, torch.cat([torch.cat(row, -1) for row in blocks], -2))
 
 
 def coupling(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Coupling:
@@ -170,18 +164,30 @@ def coupling(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: floa
     gamma = _coupling_strength(gamma, a.mean)
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
         plan = _diagonal_plan(a, b, gamma)
-        return Coupling(a, b, plan.gamma, plan.rho / _inverse_overlap(a, b), plan.rho, None)
+        residual = (1 + gamma[..., None] * plan.psi).rsqrt()
+        return Coupling(a, b, gamma, plan.psi, plan.rho, torch.diag_embed(plan.rho), torch.diag_embed(residual))
     a, b = a.full(), b.full()
-    plan, rotation = _full_plan(a, b, gamma)
+    plan, rotation, residual = _full_plan(a, b, gamma)
     rho = plan.rho.flip(-1)[..., : a.mean.shape[-1]]
-    return Coupling(a, b, plan.gamma, a.scale @ rotation @ b.scale.mT, rho, rotation)
+    return Coupling(a, b, gamma, a.scale @ rotation @ b.scale.mT, rho, rotation, residual)
 
 
 class _Plan(NamedTuple):
-    gamma: Tensor
-    rho: Tensor
+    gamma: Tensor  # shape (...,)
+    rho: Tensor  # canonical correlations, shape (..., K)
+    psi: Tensor  # canonical covariances rho s, shape (..., K)
     cost: Tensor  # E ||z_a - z_b||^2, shape (...,)
-    information: Tensor  # 2 I / gamma, the mutual information in the units of the cost, shape (...,)
+
+    @property
+    def information(self) -> Tensor:
+        """I(z_a; z_b) in nats, shape (...,)."""
+        return torch.log1p(self.gamma[..., None] * self.psi).sum(-1) / 2
+
+    @property
+    def regularised_cost(self) -> Tensor:
+        """E ||z_a - z_b||^2 + (2 / gamma) I, shape (...,), exact at gamma = 0."""
+        y = (self.gamma[..., None] * self.psi).clamp(min=torch.finfo(self.psi.dtype).tiny)
+        return self.cost + (self.psi * (torch.log1p(y) / y)).sum(-1)
 
 
 def _plan(a: Gaussian, b: Gaussian, gamma: float | Tensor) -> _Plan:
@@ -217,32 +223,18 @@ def _check_coupling_strength(gamma: float, dtype: torch.dtype) -> None:
         raise ValueError(f"gamma must be finite in {dtype}, got {gamma}; its limit of infinite coupling is w2_squared")
 
 
-# The formulas below are written in 1/s, because 1/s + gamma does not overflow where gamma s would, and because the
-# gradients of the quotients underflow to their true value, zero.
-
-
 def _correlation(inverse_overlap: Tensor, gamma: Tensor) -> Tensor:
     return 2 * gamma / (inverse_overlap + torch.hypot(inverse_overlap, 2 * gamma))
 
 
-def _information(psi: Tensor, gamma: Tensor) -> Tensor:
-    """2 I / gamma = log(1 + gamma psi) / gamma, exact at gamma = 0."""
-    return psi * _log_ratio(gamma * psi)
-
-
-def _log_ratio(y: Tensor) -> Tensor:
-    """log(1 + y) / y, which is 1 at y = 0."""
-    y = y.clamp(min=torch.finfo(y.dtype).tiny)
-    return torch.log1p(y) / y
-
-
 def _diagonal_plan(a: DiagonalGaussian, b: DiagonalGaussian, gamma: Tensor) -> _Plan:
+    # Written in 1/s: 1/s + gamma does not overflow where gamma s would, and where the gradients of the quotients
+    # underflow, their true value does too.
     strength = gamma[..., None]
-    inverse_overlap = _inverse_overlap(a, b)
+    inverse_overlap = (-(a.log_var + b.log_var) / 2).exp()
     rho = _correlation(inverse_overlap, strength)
     excess = 2 * (1 + rho) / (2 * strength + torch.hypot(inverse_overlap, 2 * strength))  # W^2_{2,gamma} - W_2^2
-    information = _information(rho / inverse_overlap, strength)
-    return _Plan(gamma, rho, _diagonal_w2_squared(a, b) + excess.sum(-1), information.sum(-1))
+    return _Plan(gamma, rho, rho / inverse_overlap, _diagonal_w2_squared(a, b) + excess.sum(-1))
 
 
 def _diagonal_w2_squared(a: DiagonalGaussian, b: DiagonalGaussian) -> Tensor:
@@ -251,14 +243,9 @@ def _diagonal_w2_squared(a: DiagonalGaussian, b: DiagonalGaussian) -> Tensor:
     return ((a.mean - b.mean).square() + spread.square()).sum(-1)
 
 
-def _inverse_overlap(a: DiagonalGaussian, b: DiagonalGaussian) -> Tensor:
-    """1 / s = 1 / (sigma_a sigma_b), shape (..., D)."""
-    return (-(a.log_var + b.log_var) / 2).exp()
-
-
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _full_plan(a: FullGaussian, b: FullGaussian, gamma: Tensor | None) -> tuple[_Plan, Tensor]:
-    """The plan of two full Gaussians and its rotation R; None is the limit of infinite gamma, W_2."""
+def _full_plan(a: FullGaussian, b: FullGaussian, gamma: Tensor | None) -> tuple[_Plan, Tensor, Tensor]:
+    """The plan of two full Gaussians, its rotation and its residual; None is the limit of infinite gamma, W_2."""
     if a.scale.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"a FullGaussian must be float32 or float64 for transport, got {a.scale.dtype}")
     batch = batch_shape(a, b)
@@ -269,14 +256,17 @@ def _full_plan(a: FullGaussian, b: FullGaussian, gamma: Tensor | None) -> tuple[
     # The spectral problem has the size of the first factor's rank.
     swap = scale_a.shape[-1] > scale_b.shape[-1]
     first, second = (scale_b, scale_a) if swap else (scale_a, scale_b)
-    rotation, rho, cost, information = _FullTransport.apply(first, second, gamma)
+    rotation, residual, rho, psi, cost = _FullTransport.apply(first, second, gamma)
     distance = (a.mean - b.mean).square().sum(-1)
     gamma = distance.new_full(batch, torch.inf) if gamma is None else gamma
-    return _Plan(gamma, rho, distance + cost, information), rotation.mT if swap else rotation
+    return _Plan(gamma, rho, psi, distance + cost), rotation.mT if swap else rotation, residual
 
 
 class _FullTransport(torch.autograd.Function):
-    """(L_a, L_b, gamma) -> R, rho, W^2_{2,gamma} of the centred Gaussians, and 2 I / gamma, with analytic gradients."""
+    """(L_a, L_b, gamma) -> R, T = (I - R R^T)^{1/2}, rho, rho s, and E ||z_a - z_b||^2 of the centred Gaussians.
+
+    L_a must not have more columns than L_b. The derivatives are analytic.
+    """
 
     @staticmethod
     def forward(ctx: Any, scale_a: Tensor, scale_b: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
@@ -288,58 +278,62 @@ class _FullTransport(torch.autograd.Function):
             svd = _overlap_svd(scale_a, scale_b, 1 / (2 * gamma), accuracy)
         left, s, right = (x.to(dtype) for x in svd)
         if gamma is None:
-            rho, unexplained, information = torch.ones_like(s), torch.zeros_like(s), torch.zeros_like(s)
+            rho, tau = torch.ones_like(s), torch.zeros_like(s)
         else:
-            strength = gamma[..., None]
-            rho = _correlation(1 / s, strength)
-            unexplained = 2 / (1 + torch.hypot(2 * strength * s, torch.ones_like(s)))  # 1 - rho^2
-            information = _information(rho * s, strength)
+            rho = _correlation(1 / s, gamma[..., None])
+            tau = (1 + gamma[..., None] * rho * s).rsqrt()  # sqrt(1 - rho^2), by eq. 22
         rotation = (left * rho[..., None, :]) @ right
-        # E ||z_a - z_b||^2 as two sums of squares: what the plan pairs badly, and what it leaves unexplained.
-        explained = torch.linalg.matrix_norm(scale_a @ rotation - scale_b).square()
-        cost = explained + (unexplained * (scale_a @ left).square().sum(-2)).sum(-1)
-        ctx.save_for_backward(scale_a, scale_b, gamma, left, s, right, rho)
+        residual = (left * tau[..., None, :]) @ left.mT
+        # E ||z_a - z_b||^2 as two sums of squares: what the plan pairs badly, and what it leaves open.
+        cost = torch.linalg.matrix_norm(scale_a @ rotation - scale_b).square()
+        cost = cost + torch.linalg.matrix_norm(scale_a @ residual).square()
+        ctx.save_for_backward(scale_a, scale_b, gamma, left, s, right, rho, tau)
         ctx.set_materialize_grads(False)
-        return rotation, rho, cost, information.sum(-1)
+        return rotation, residual, rho, rho * s, cost
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, d_rotation: Tensor | None, d_rho: Tensor | None, d_cost: Tensor | None, d_information: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        scale_a, scale_b, gamma, left, s, right, rho = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        scale_a, scale_b, gamma, left, s, right, rho, tau = ctx.saved_tensors
+        d_rotation, d_residual, d_rho, d_psi, d_cost = gradients
         nothing = torch.zeros_like(s[..., :1])
         d_cost = nothing if d_cost is None else d_cost[..., None]
-        d_information = nothing if d_information is None else d_information[..., None]
+        d_psi = (nothing if d_psi is None else d_psi) - 2 * d_cost  # the cost is Tr Sigma_a + Tr Sigma_b - 2 sum psi
         d_rho = nothing if d_rho is None else d_rho
-        d_gamma = None
+        d_tau = nothing
         if gamma is None:
-            strength, u, slope = torch.ones_like(s), s, -2 * d_cost.expand_as(s)
+            strength, u, slope = torch.ones_like(s), s, d_psi.expand_as(s)
         else:
             strength = 2 * gamma[..., None]
             u = torch.hypot(strength * s, torch.ones_like(s))
-            angle = strength * s / u
-            slope = 2 * angle * (d_information / (1 + u) - d_cost) + strength / (1 + u) / u * d_rho
+            slope = strength * s / u * d_psi + strength / (1 + u) / u * d_rho
 
         # C = L_a^T L_b; the derivative of sum f(s) with respect to C is X diag(f'(s)) Y^T, whatever the multiplicities.
-        d_overlap = (left * slope[..., None, :]) @ right
+        d_overlap = slope[..., None] * right
         if d_rotation is not None:
+            # gamma R C^T R + R = gamma C, differentiated in the singular basis: one division by u_i + u_j, no gaps.
             inner = left.mT @ d_rotation
             core = inner @ right.mT
-            mixed = (core - rho[..., :, None] * rho[..., None, :] * core.mT) / (u[..., :, None] + u[..., None, :])
-            outer = (inner - core @ right) / (u if gamma is None else 1 + u)[..., None]
-            d_overlap = d_overlap + left @ (strength[..., None] * (mixed @ right + outer))
+            within = core - rho[..., :, None] * rho[..., None, :] * core.mT
+            within = within / (u[..., :, None] + u[..., None, :]) @ right
+            beyond = (inner - core @ right) / (u if gamma is None else 1 + u)[..., None]
+            d_overlap = d_overlap + strength[..., None] * (within + beyond)
             d_rho = d_rho + core.diagonal(dim1=-2, dim2=-1)
+        if d_residual is not None and gamma is not None:
+            # The same for T: (tau_i - tau_j) / (s_i^2 - s_j^2), with the difference divided out.
+            core = left.mT @ d_residual @ left
+            curvature = strength * tau.square()
+            divided = curvature[..., :, None] * curvature[..., None, :] / (u[..., :, None] + u[..., None, :])
+            divided = divided / (tau[..., :, None] + tau[..., None, :])
+            d_overlap = d_overlap - divided / 2 * (core + core.mT) @ (s[..., None] * right)
+            d_tau = core.diagonal(dim1=-2, dim2=-1)
+        d_overlap = left @ d_overlap
+        d_gamma = None
         if gamma is not None and ctx.needs_input_grad[2]:
-            q = 2 * s.square() / (1 + u)  # psi / gamma
-            per_direction = (
-                q * (2 / u) * (d_information - d_cost)
-                - q * _log_ratio(gamma[..., None].square() * q) * d_information
-                + 2 * s / (1 + u) / u * d_rho
-            )
-            d_gamma = per_direction.sum(-1)
-        d_cost = 2 * d_cost[..., None]
-        return d_cost * scale_a + scale_b @ d_overlap.mT, d_cost * scale_b + scale_a @ d_overlap, d_gamma
+            explained = 2 * s / (1 + u) / u * (s * d_psi + d_rho)
+            d_gamma = (explained - gamma[..., None] * tau**3 * s / u * s * d_tau).sum(-1)
+        spread = 2 * d_cost[..., None]
+        return spread * scale_a + scale_b @ d_overlap.mT, spread * scale_b + scale_a @ d_overlap, d_gamma
 
 
 def _overlap_svd(scale_a: Tensor, scale_b: Tensor, floor: Tensor, accuracy: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -355,7 +349,7 @@ def _overlap_svd(scale_a: Tensor, scale_b: Tensor, floor: Tensor, accuracy: floa
     s = torch.linalg.vector_norm(right, dim=-1)  # more accurate than the root of the eigenvalue
     right = right / s.where(s > 0, 1)[..., None]
     tolerable = 64 * accuracy / torch.finfo(s.dtype).eps
-    lost = ~(s.amax(-1).square() <= tolerable * (s.amin(-1).square() + floor.square()))
+    lost = ~(s.amax(-1).square() < tolerable * (s.amin(-1).square() + floor.square()))
     if bool(lost.any()):
         if s.dtype == torch.float32:
             again = _overlap_svd(scale_a[lost].double(), scale_b[lost].double(), floor[lost].double(), accuracy)
