@@ -256,7 +256,10 @@ def _full_plan(a: FullGaussian, b: FullGaussian, gamma: Tensor | None) -> tuple[
     # The spectral problem has the size of the first factor's rank.
     swap = scale_a.shape[-1] > scale_b.shape[-1]
     first, second = (scale_b, scale_a) if swap else (scale_a, scale_b)
-    rotation, residual, rho, psi, cost = _FullTransport.apply(first, second, gamma)
+    # W_2 has no floor below which a singular value ceases to matter, and vanishes at a = b: it is computed in double.
+    dtype, work = scale_a.dtype, torch.float64 if gamma is None else scale_a.dtype
+    terms = _FullTransport.apply(first.to(work), second.to(work), gamma, torch.finfo(dtype).eps)
+    rotation, residual, rho, psi, cost = (x.to(dtype) for x in terms)
     distance = (a.mean - b.mean).square().sum(-1)
     gamma = distance.new_full(batch, torch.inf) if gamma is None else gamma
     return _Plan(gamma, rho, psi, distance + cost), rotation.mT if swap else rotation, residual
@@ -269,14 +272,11 @@ class _FullTransport(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, scale_a: Tensor, scale_b: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
-        dtype, accuracy = scale_a.dtype, torch.finfo(scale_a.dtype).eps
-        if gamma is None:  # no floor below which a singular value ceases to matter: float32 would seldom do
-            floor = torch.zeros_like(scale_a[..., 0, 0])
-            svd = _overlap_svd(scale_a.double(), scale_b.double(), floor, accuracy)
-        else:
-            svd = _overlap_svd(scale_a, scale_b, 1 / (2 * gamma), accuracy)
-        left, s, right = (x.to(dtype) for x in svd)
+    def forward(
+        ctx: Any, scale_a: Tensor, scale_b: Tensor, gamma: Tensor | None, accuracy: float
+    ) -> tuple[Tensor, ...]:
+        floor = torch.zeros_like(scale_a[..., 0, 0]) if gamma is None else 1 / (2 * gamma)
+        left, s, right = _overlap_svd(scale_a, scale_b, floor, accuracy)
         if gamma is None:
             rho, tau = torch.ones_like(s), torch.zeros_like(s)
         else:
@@ -293,7 +293,7 @@ class _FullTransport(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, None]:
         scale_a, scale_b, gamma, left, s, right, rho, tau = ctx.saved_tensors
         d_rotation, d_residual, d_rho, d_psi, d_cost = gradients
         nothing = torch.zeros_like(s[..., :1])
@@ -333,7 +333,7 @@ class _FullTransport(torch.autograd.Function):
             explained = 2 * s / (1 + u) / u * (s * d_psi + d_rho)
             d_gamma = (explained - gamma[..., None] * tau**3 * s / u * s * d_tau).sum(-1)
         spread = 2 * d_cost[..., None]
-        return spread * scale_a + scale_b @ d_overlap.mT, spread * scale_b + scale_a @ d_overlap, d_gamma
+        return spread * scale_a + scale_b @ d_overlap.mT, spread * scale_b + scale_a @ d_overlap, d_gamma, None
 
 
 def _overlap_svd(scale_a: Tensor, scale_b: Tensor, floor: Tensor, accuracy: float) -> tuple[Tensor, Tensor, Tensor]:
