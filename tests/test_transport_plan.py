@@ -1,4 +1,4 @@
-"""The optimal plan is a feasible Gaussian, and the precision matrix of it is the one of the random field (eqs. 3, 11)."""
+"""The optimal plan is a feasible Gaussian, and its precision matrix is that of the random field (eqs. 3 and 11)."""
 
 import pytest
 import torch

@@ -50,7 +50,7 @@ def test_1500_encoder_pairs(dtype, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, SINGLE), (torch.float64, 2e-14)])
 def test_gradients_of_1500_encoder_pairs(dtype, tolerance):
-    # By hand: d W_2^2 / d log_var_a = Sigma_a - s, d I / d log_var_a = (u - 1) / 4u, d I / d gamma = (u - 1) / 2u gamma.
+    # By hand: dW_2^2 / d log_var_a = Sigma_a - s, dI / d log_var_a = (u - 1) / 4u, dI / d gamma = (u - 1) / 2u gamma.
     a, b = encoder_pairs(1500, 1, dtype, seed=3)
     gamma = (10 ** (12 * torch.rand(1500, generator=generator(8), dtype=torch.float64) - 6)).to(dtype).requires_grad_()
     log_var = a.log_var.clone().requires_grad_()
