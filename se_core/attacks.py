@@ -4,6 +4,7 @@ The selection mechanism of section 2.1 maximises a divergence between q(Z | x) a
 section 7 maximises a classifier's loss. Madry et al. (2017), arXiv:1706.06083.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -37,7 +38,9 @@ def _ascend(
     return x_adv
 
 
-_compiled_ascend = torch.compile(_ascend, dynamic=False)
+@functools.cache
+def _compiled_ascend() -> Callable[..., Tensor]:
+    return torch.compile(_ascend, dynamic=False)  # made when first asked for: it imports the whole compiler
 
 
 def _validated_ball(radius: float, steps: int, step_size: float | None, restarts: int) -> float:
@@ -82,7 +85,7 @@ def pgd(
             f"x has pixels in [{float(x.min()):.4g}, {float(x.max()):.4g}], outside bounds={bounds}; "
             "scale images to [0, 1] (divide uint8 by 255) or pass the bounds they have"
         )
-    ascend = _compiled_ascend if compile else _ascend
+    ascend = _compiled_ascend() if compile else _ascend
     best: Tensor | None = None
     for _ in range(restarts):
         noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -21,33 +21,37 @@ from se_core.training import Interrupted, RunConfig, TrainingDiverged, train
 ERRORS = (ValueError, RuntimeError, DataError, CheckpointError, StorageError, TrainingDiverged, WorkerKilled)
 
 
+def _command(description: str) -> ArgumentParser:
+    return ArgumentParser(description=description, allow_abbrev=False)
+
+
 def _parser() -> ArgumentParser:
-    data = ArgumentParser(description="Fetch the full MNIST, verify it, and leave a tree that torchvision accepts.")
+    data = _command("Fetch the full MNIST, verify it, and leave a tree that torchvision accepts.")
     data.add_argument("--root", type=Path, default=Path("data"), help="where to put it")
 
-    training = ArgumentParser(description="Train one run; the same command resumes or returns it.")
+    training = _command("Train one run; the same command resumes or returns it.")
     training.add_argument("--config", action="config", help="a YAML file with any of the options below")
     training.add_class_arguments(RunConfig)
     training.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds the runs")
     training.add_argument("--checkpoint_every", type=int, default=500, help="steps between two checkpoints")
 
-    evaluation = ArgumentParser(description="Evaluate a finished run: probe, accuracy against radius, companions.")
+    evaluation = _command("Evaluate a finished run: probe, accuracy against radius, companions.")
     evaluation.add_argument("run", type=Path, help="the folder of a finished run")
     evaluation.add_argument("--config", action="config", help="a YAML file with any of the options below")
     evaluation.add_class_arguments(EvaluationConfig)
     evaluation.add_argument("--device", type=str, default="cpu")
 
-    figure1 = ArgumentParser(description="Figure 1 of the paper, end to end; the same command continues.")
+    figure1 = _command("Figure 1 of the paper, end to end; the same command continues.")
     figure1.add_argument("--config", action="config", help="a YAML file with any of the options below")
     figure1.add_argument("--profile", type=str, default="small", help=f"one of {', '.join(PROFILES)}")
     figure1.add_argument("--out", type=Path | None, default=None, help="output folder; runs/figure1-PROFILE if absent")
     figure1.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     for field in fields(RunConfig):
-        if field.name in ("device", "compile", "attack_dtype", "source", "gamma", "radius"):
+        if field.name not in ("dataset", "architecture", "method", "seed", "latent_dim"):  # the figure's own
             kind: Any = field.type
             figure1.add_argument(f"--{field.name}", type=kind | None, default=None, help="of every run")
 
-    parser = ArgumentParser(prog="se-core", description="Smooth encoders: train, attack, compare.")
+    parser = ArgumentParser(prog="se-core", description="Smooth encoders: train, attack, compare.", allow_abbrev=False)
     commands = parser.add_subcommands()
     commands.add_subcommand("data", data)
     commands.add_subcommand("train", training)

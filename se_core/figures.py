@@ -97,7 +97,7 @@ def attacked_digits(runs: dict[str, tuple[RunConfig, VAE]], columns: int = 8) ->
         grid = figure.subplots(len(rows), columns)
         for (label, images), axes_row in zip(rows, grid, strict=True):
             for image, axes in zip(images, axes_row, strict=True):
-                axes.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+                axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
                 axes.set_xticks([])
                 axes.set_yticks([])
                 for spine in axes.spines.values():

@@ -1,0 +1,190 @@
+"""Projected gradient ascent: exact optima on linear objectives, the ball, the trap at delta = 0, an independent PGD."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from se_core.attacks import cross_entropy, fictive_sample, margin, pgd
+from se_core.gaussians import DiagonalGaussian
+from se_core.networks import ARCHITECTURES, build_vae
+from se_core.transport import entropic_cost, w2_squared
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+X = torch.rand(7, 1, 28, 28, generator=_generator(3))
+
+
+@pytest.mark.parametrize(("radius", "compiled"), [(0.0, False), (0.05, False), (0.3, False), (2.0, False), (0.3, True)])
+def test_a_linear_objective_is_maximised_exactly(radius: float, compiled: bool) -> None:
+    """max over the box of w.x' is attained at x + radius sign(w), clipped: known in closed form."""
+    w = torch.randn(X.shape, generator=_generator(1))
+    x_adv = pgd(lambda x: (w * x).flatten(1).sum(-1), X, radius, steps=4, generator=_generator(), compile=compiled)
+    torch.testing.assert_close(x_adv, torch.clamp(X + radius * w.sign(), 0, 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("radius", [0.01, 0.2, 0.9])
+def test_the_ball_and_the_bounds_hold(architecture: str, radius: float) -> None:
+    encoder = build_vae(architecture, 1, 8).encoder
+    x_prime = fictive_sample(encoder, X, radius, steps=5, generator=_generator())
+    rounding = 1e-6
+    assert float((x_prime - X).abs().max()) <= radius + rounding
+    assert float((x_prime - X).abs().max()) >= 0.9 * radius
+    assert float(x_prime.min()) >= 0
+    assert float(x_prime.max()) <= 1
+    assert not x_prime.requires_grad
+    assert x_prime.dtype == torch.float32
+
+
+def test_other_bounds_are_respected() -> None:
+    x_adv = pgd(lambda x: x.flatten(1).sum(-1), 2 * X - 1, 3.0, steps=3, bounds=(-1, 1), generator=_generator())
+    assert torch.equal(x_adv, torch.ones_like(X))
+
+
+def test_at_the_image_itself_the_gradient_is_exactly_zero() -> None:
+    """Why PGD starts at random: W_2^2(q(.|x), q(.|x')) is least at x' = x, and signed steps would never leave."""
+    encoder = build_vae("mlp", 1, 8).encoder
+    x_prime = X.clone().requires_grad_()
+    w2_squared(type(q := encoder(X))(*(p.detach() for p in q)), encoder(x_prime)).sum().backward()
+    assert x_prime.grad is not None
+    assert torch.equal(x_prime.grad, torch.zeros_like(X))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_attack_beats_noise_and_more_steps_help(architecture: str) -> None:
+    encoder = build_vae(architecture, 1, 8).encoder
+
+    def moved(x_prime: Tensor) -> float:
+        with torch.no_grad():
+            return float(w2_squared(encoder(X), encoder(x_prime)).mean())
+
+    noise = torch.rand(X.shape, generator=_generator(2))
+    random_corner = torch.clamp(X + 0.1 * (2 * noise - 1).sign(), 0, 1)
+    attacked = [moved(fictive_sample(encoder, X, 0.1, steps, generator=_generator())) for steps in (1, 5, 40)]
+    assert attacked[0] > 5 * moved(random_corner)
+    assert attacked[0] < attacked[1] < attacked[2]
+
+
+def test_restarts_keep_the_best_example_by_example() -> None:
+    encoder = build_vae("mlp", 1, 8).encoder
+    with torch.no_grad():
+        q_x = encoder(X)
+
+    def objective(x: Tensor) -> Tensor:
+        return w2_squared(q_x, encoder(x))
+
+    generator = _generator()
+    singly = torch.stack([objective(pgd(objective, X, 0.2, 2, generator=generator)).detach() for _ in range(3)])
+    together = objective(pgd(objective, X, 0.2, 2, restarts=3, generator=_generator())).detach()
+    assert singly.argmax(0).unique().numel() > 1  # the best start differs between examples
+    assert torch.equal(together, singly.amax(0))
+
+
+def test_restarts_are_for_any_shape() -> None:
+    """A batch of vectors, not images: the best restart of each row."""
+    x = torch.full((4, 3), 0.5)
+    x_adv = pgd(lambda v: (v - 0.5).square().sum(-1), x, 0.25, 20, restarts=2, generator=_generator())
+    assert torch.equal((x_adv - x).abs(), torch.full_like(x, 0.25))
+
+
+def test_no_parameter_receives_a_gradient() -> None:
+    vae = build_vae("mlp", 1, 8)
+    fictive_sample(vae.encoder, X, 0.2, steps=2, q_x=vae.encode(X), generator=_generator())
+    assert all(p.grad is None for p in vae.parameters())
+
+
+def test_the_generator_decides() -> None:
+    encoder = build_vae("mlp", 1, 8).encoder
+    a, b, c = (fictive_sample(encoder, X, 0.2, 2, generator=_generator(s)) for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_compiled_attack_finds_what_the_eager_one_finds(architecture: str) -> None:
+    encoder = build_vae(architecture, 1, 8).encoder
+    values = []
+    for compiled in (False, True):
+        x_prime = fictive_sample(encoder, X, 0.2, 5, generator=_generator(), compile=compiled)
+        values.append(w2_squared(encoder(X), encoder(x_prime)).detach())
+    # Kernels that round differently flip the signs of vanishing gradients; the value reached is what must agree.
+    torch.testing.assert_close(values[0], values[1], rtol=2e-2, atol=0)
+
+
+def test_a_bfloat16_attack_stays_in_float32_images() -> None:
+    encoder = build_vae("mlp", 1, 8).encoder
+    full, half = (
+        fictive_sample(encoder, X, 0.2, 20, attack_dtype=dtype, generator=_generator())
+        for dtype in (None, torch.bfloat16)
+    )
+    assert half.dtype == torch.float32
+    reached = [float(w2_squared(encoder(X), encoder(x)).detach().mean()) for x in (full, half)]
+    assert reached[1] == pytest.approx(reached[0], rel=0.1)
+
+
+def test_the_entropic_cost_can_be_attacked_instead() -> None:
+    """An ablation: WD = gamma/2 W^2 - H(Q) grows as the joint entropy falls, so it pays the attacker for a small
+    Sigma_b, which W_2^2 does not."""
+    encoder = build_vae("mlp", 1, 8).encoder
+
+    def cost(a: DiagonalGaussian, b: DiagonalGaussian) -> Tensor:
+        return entropic_cost(a, b, 1.0)
+
+    with torch.no_grad():
+        q_x = encoder(X)
+        q_w2, q_wd = (
+            encoder(fictive_sample(encoder, X, 0.2, 20, divergence, generator=_generator()))
+            for divergence in (w2_squared, cost)
+        )
+        assert bool((cost(q_x, q_wd) > cost(q_x, q_x)).all())
+        assert float(q_wd.log_var.mean()) < float(q_x.log_var.mean()) < float(q_w2.log_var.mean())
+
+
+def test_an_empty_batch_is_an_empty_answer() -> None:
+    encoder = build_vae("mlp", 1, 8).encoder
+    assert fictive_sample(encoder, X[:0], 0.2, 3).shape == (0, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"radius": -0.1}, r"radius=-0\.1 must be a finite number >= 0"),
+        ({"radius": math.nan}, r"radius=nan"),
+        ({"radius": math.inf}, r"radius=inf"),
+        ({"steps": 0}, r"steps=0 .* must be at least 1"),
+        ({"restarts": 0}, r"restarts=0 must be at least 1"),
+        ({"step_size": -1.0}, r"step_size=-1\.0"),
+        ({"x": 255 * X}, r"outside bounds=\(0\.0, 1\.0\); scale images"),
+        ({"x": X - 0.5}, r"outside bounds"),
+        ({"x": X.where(X < 0.9, math.nan)}, r"outside bounds"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(arguments: dict, message: str) -> None:
+    def never(x: Tensor) -> Tensor:
+        raise AssertionError("the objective was evaluated")
+
+    with pytest.raises(ValueError, match=message):
+        pgd(never, **({"x": X, "radius": 0.1, "steps": 3} | arguments))
+
+
+def test_margin_is_positive_exactly_where_misclassified() -> None:
+    logits = torch.randn(500, 10, generator=_generator())
+    labels = torch.randint(10, (500,), generator=_generator(1))
+    wrong = logits.argmax(-1) != labels
+    value = margin(lambda x: x, labels)(logits)
+    assert torch.equal(value > 0, wrong)
+    # By hand, for one row: the best of the others less the true one.
+    others = [float(v) for i, v in enumerate(logits[0]) if i != int(labels[0])]
+    assert float(value[0]) == pytest.approx(max(others) - float(logits[0, labels[0]]))
+
+
+def test_cross_entropy_is_the_negative_log_probability() -> None:
+    logits = torch.randn(50, 7, generator=_generator(), dtype=torch.float64)
+    labels = torch.randint(7, (50,), generator=_generator(1))
+    expected = -torch.distributions.Categorical(logits=logits).log_prob(labels)
+    torch.testing.assert_close(cross_entropy(lambda x: x, labels)(logits), expected, rtol=1e-12, atol=1e-12)

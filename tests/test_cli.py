@@ -1,0 +1,140 @@
+"""The command line: what it accepts, and what it says when it does not."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from se_core import cli
+from se_core.training import CheckpointError, RunConfig, load_run
+
+TINY = ["--latent-dim=4", "--attack-steps", "2", "--batch_size", "16", "--iterations", "60"]
+
+
+def _fails(argv: list[str], capsys: pytest.CaptureFixture) -> str:
+    """Run a command that must fail; what it said."""
+    status: Any
+    try:
+        status = cli.main(argv)
+    except SystemExit as error:  # the parser's own way of refusing
+        status = error.code
+    assert status in (1, 2)
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_train_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "--runs", str(tmp_path), *TINY, "--gamma=2"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    config, _ = load_run(folder)
+    assert config == RunConfig(latent_dim=4, attack_steps=2, batch_size=16, iterations=60, gamma=2.0)
+    assert cli.main(["evaluate", str(folder), "--radii", "[0.0, 0.1]", "--attack-steps=2", "--test-images=50"]) == 0
+    line, path = capsys.readouterr().out.splitlines()
+    records = json.loads(Path(path).read_text())["records"]
+    assert [r["radius"] for r in records] == [0.0, 0.1]
+    assert f"digit {100 * records[0]['accuracy']:.0f} {100 * records[1]['accuracy']:.0f}" in line
+
+
+def test_a_configuration_file_is_read_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"latent_dim": 4, "iterations": 55, "batch_size": 16, "method": "vae"}))
+    assert cli.main(["train", "--config", str(file), "--iterations=51", "--runs", str(tmp_path)]) == 0
+    config, _ = load_run(Path(capsys.readouterr().out.strip()))
+    assert (config.latent_dim, config.iterations, config.method) == (4, 51, "vae")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"gammma": 1.0}, "gammma"),
+        ({"latent_dim": "many"}, "latent_dim"),
+        ({"latent_dim": 2.5}, "latent_dim"),
+        ({"compile": "perhaps"}, "compile"),
+    ],
+)
+def test_an_unknown_or_ill_typed_key_is_named(
+    content: dict, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert expected in _fails(["train", "--config", str(file), "--runs", str(tmp_path / "runs")], capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--gamma=-1"], "gamma=-1.0 must be a finite number >= 0"),
+        (["--gamma=.nan"], "gamma=nan"),
+        (["--radius=-0.1"], "radius=-0.1 must be a finite number >= 0"),
+        (["--method=SE"], "method='SE' is unknown; choose one of vae, se"),
+        (["--source=nowhere"], "nowhere"),
+        (["--iteration=5"], "iteration"),
+    ],
+)
+def test_bad_values_are_explained(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert expected in _fails(["train", "--runs", str(tmp_path), *arguments], capsys)
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    for argv in (["train", "--runs"], ["reproduce", "--profile=tiny", "--out"]):
+        message = _fails([*argv, str(tmp_path / "file")], capsys)
+        assert "cannot write to" in message
+        assert "choose another output folder" in message
+
+
+def test_a_damaged_model_is_not_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "--runs", str(tmp_path), *TINY]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    model = folder / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-3])
+    assert "is damaged: its SHA-256" in _fails(["evaluate", str(folder)], capsys)
+    with pytest.raises(CheckpointError):
+        load_run(folder)
+
+
+def test_unknown_profiles_and_workers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "choose one of tiny, small, paper" in _fails(["reproduce", "--profile=huge"], capsys)
+    argv = ["reproduce", "--profile=tiny", "--workers=0", f"--out={tmp_path}"]
+    assert "workers=0 must be at least 1" in _fails(argv, capsys)
+
+
+def test_reproduce_passes_its_flags_to_every_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked: dict = {}
+
+    def reproduce(profile: str, out: Path, workers: int, **overrides: object) -> None:
+        asked.update(profile=profile, out=out, workers=workers, **overrides)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli, "reproduce", reproduce)
+    argv = ["reproduce", "--attack-dtype=bfloat16", "--compile=true", "--gamma=3", f"--out={tmp_path}", "--workers=5"]
+    assert "enough" in _fails(argv, capsys)
+    expected = {"attack_dtype": "bfloat16", "compile": True, "gamma": 3.0, "profile": "small", "out": tmp_path}
+    assert asked == expected | {"workers": 5}
+
+
+def test_a_terminal_sees_progress_with_rate_and_remaining_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["train", "--runs", str(tmp_path), *TINY]) == 0
+    shown = capsys.readouterr().err
+    assert "step/s" in shown or "s/step" in shown
+    assert "<" in shown  # elapsed<remaining
+    assert "60/60" in shown
+
+
+def test_nan_is_what_yaml_calls_nan() -> None:
+    """The test above relies on it: `.nan` reaches the configuration as a float."""
+    assert math.isnan(yaml.safe_load(".nan"))

@@ -1,0 +1,177 @@
+"""Probe and robust accuracy against independent answers: scipy, a linear model solved exactly, and foolbox."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from se_core.datasets import load
+from se_core.evaluation import EvaluationConfig, accuracy_against_radius, companions, encode_means, evaluate, fit_probe
+from se_core.networks import build_vae
+from se_core.storage import CheckpointError
+from se_core.training import RunConfig, load_run, train
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_the_probe_minimises_what_scipy_minimises(scale: float) -> None:
+    g = _generator()
+    labels = torch.randint(4, (300,), generator=g)
+    means = scale * (torch.randn(300, 3, generator=g) + torch.nn.functional.one_hot(labels, 4)[:, :3])
+    l2 = 1e-2
+    x, y = means.double().numpy(), labels.numpy()
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        weight, bias = parameters[:12].reshape(4, 3), parameters[12:]
+        logits = x @ weight.T + bias
+        logits -= logits.max(1, keepdims=True)
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        error = (p - np.eye(4)[y]) / len(x)
+        value = -np.log(p[np.arange(len(x)), y]).mean() + l2 / 2 * (weight**2).sum()
+        return value, np.concatenate([(error.T @ x + l2 * weight).ravel(), error.sum(0)])
+
+    best = minimize(loss, np.zeros(16), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 5000})
+    probe = fit_probe(means, labels, 4, l2)
+    ours = np.concatenate([probe.weight.double().numpy().ravel(), probe.bias.double().numpy()])
+    np.testing.assert_allclose(ours, best.x, atol=2e-5)
+    assert not probe.weight.requires_grad
+
+
+def _linear_task() -> tuple[nn.Linear, Tensor, Tensor]:
+    g = _generator(5)
+    x = torch.rand(400, 1, 4, 4, generator=g)
+    probe = nn.Linear(16, 2).requires_grad_(False)
+    probe.weight.copy_(0.5 * torch.randn(2, 16, generator=g))
+    probe.bias.zero_()
+    noise = 0.3 * torch.randn(400, generator=g)
+    return probe, x, (probe(x.flatten(1)).diff(dim=-1)[:, 0] + noise > 0).long()
+
+
+RADII = (0.0, 0.01, 0.03, 0.05, 0.1, 0.3)
+
+
+def test_a_linear_classifier_is_attacked_exactly() -> None:
+    """Two classes, linear logits: the worst image in box and ball is known pixel by pixel, and so is the accuracy."""
+    probe, x, labels = _linear_task()
+    config = EvaluationConfig(radii=RADII, attack_steps=10, test_images=0)
+    curve = accuracy_against_radius(nn.Sequential(nn.Flatten(), probe), x, labels, config)
+    direction = (probe.weight[1] - probe.weight[0])[None] * (1 - 2 * labels[:, None])  # towards the wrong class
+    for radius, accuracy in zip(RADII, curve, strict=True):
+        worst = torch.clamp(x.flatten(1) + radius * direction.sign(), 0, 1)
+        assert accuracy == (probe(worst).argmax(-1) == labels).sum().item() / len(x), radius
+    assert curve[0] > 0.8
+    assert curve[-1] < 0.5  # chance
+
+
+def test_an_image_lost_once_stays_lost() -> None:
+    probe, x, labels = _linear_task()
+    classifier = nn.Sequential(nn.Flatten(), probe)
+    together = accuracy_against_radius(classifier, x, labels, EvaluationConfig(radii=RADII, attack_steps=1))
+    assert together == sorted(together, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = RunConfig(latent_dim=16, attack_steps=2, iterations=300, noise_variance=0.25)
+    return train(config, tmp_path_factory.mktemp("runs"))
+
+
+def test_foolbox_finds_the_same_accuracy(trained: Path) -> None:
+    """An independent PGD on the same model, probe and images, worst case over the same two losses, at two radii.
+
+    The cross-entropy alone, in either implementation, leaves three points more standing.
+    """
+    foolbox = pytest.importorskip("foolbox", reason="foolbox is a test dependency: pip install -e '.[test]'")
+    import eagerpy as ep
+
+    class MarginPGD(foolbox.attacks.LinfPGD):  # type: ignore[misc]
+        def get_loss_fn(self, model: Any, labels: Any) -> Any:
+            def loss(x: Any) -> Any:
+                logits, true = model(x), ep.onehot_like(model(x), labels)
+                return ((logits - 1e9 * true).max(-1) - (logits * true).sum(-1)).sum()
+
+            return loss
+
+    _, vae = load_run(trained)
+    train_data, test_data = load("mnist", "train"), load("mnist", "test")
+    probe = fit_probe(encode_means(vae, train_data), train_data.digits, 10, 1e-3)
+
+    class Classifier(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return probe(vae.encode(x).mean)
+
+    n, radii = 500, (0.02, 0.05)
+    x, labels = test_data.images(torch.arange(n)), test_data.digits[:n]
+    classifier = Classifier().eval()
+    ours = accuracy_against_radius(classifier, x, labels, EvaluationConfig(radii=radii))
+    model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
+    torch.manual_seed(0)
+    found = [
+        attack(rel_stepsize=2.5 / 40, steps=40)(model, x, labels, epsilons=list(radii))[2]
+        for attack in (foolbox.attacks.LinfPGD, MarginPGD)
+    ]
+    theirs = (1 - (found[0] | found[1]).float().mean(-1)).tolist()
+    assert 0.1 < theirs[1] < theirs[0] < 0.9  # neither radius is trivial
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+def test_companions_measure_what_they_name() -> None:
+    vae = build_vae("mlp", 1, 6)
+    x = load("mnist", "test").images(torch.arange(64))
+    with torch.no_grad():
+        means = vae.encode(x).mean
+        vae.encoder.layers[-1].weight[2] = 0  # a latent that sleeps, whose mean is constant
+        sleeping = vae.encode(x).mean
+    still = companions(vae, sleeping, x, noise_variance=0.25, radius=0.0, seed=0)
+    assert still["active_latents"] == 5
+    assert still["moved_share"] == 0.0
+    assert still["latent_variance"] == pytest.approx(float(sleeping.double().var(0).sum()))
+    shrunk = companions(build_vae("mlp", 1, 6), means, x, 0.25, radius=0.1, seed=0)
+    doubled = companions(build_vae("mlp", 1, 6), 2 * means, x, 0.25, radius=0.1, seed=0)
+    assert shrunk["moved_share"] == pytest.approx(4 * doubled["moved_share"])
+    assert still["reconstruction_mse"] == pytest.approx(
+        float((vae.decode(sleeping) - x).detach().double().square().mean()), rel=1e-5
+    )
+
+
+def test_elbo_of_the_companions_is_what_training_maximises(trained: Path) -> None:
+    """300 steps raise the ELBO above that of the untrained networks, and towards the likelihood's own ceiling."""
+    config, vae = load_run(trained)
+    x = load("mnist", "test").images(torch.arange(200))
+    after = companions(vae, encode_means(vae, load("mnist", "test"), 200), x, 0.25, 0.0, 0)["elbo"]
+    fresh = build_vae(config.architecture, 1, config.latent_dim)
+    before = companions(fresh, encode_means(fresh, load("mnist", "test"), 200), x, 0.25, 0.0, 0)["elbo"]
+    ceiling = -784 / 2 * math.log(2 * math.pi * 0.25)
+    assert before < after < ceiling
+
+
+def test_evaluate_writes_once_and_repeats_bitwise(trained: Path) -> None:
+    config = EvaluationConfig(radii=(0.0, 0.05), attack_steps=3, test_images=80)
+    path = evaluate(trained, config)
+    first = path.read_bytes()
+    assert evaluate(trained, config) == path
+    path.unlink()
+    assert evaluate(trained, config).read_bytes() == first
+    assert evaluate(trained, EvaluationConfig(radii=(0.0,), test_images=80)) != path
+
+
+def test_an_unfinished_run_is_not_evaluated(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no finished run; train it first"):
+        evaluate(tmp_path, EvaluationConfig())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"radii": ()}, {"radii": (0.1, 0.0)}, {"radii": (-0.1,)}, {"radii": (math.nan,)}, {"l2": -1.0}, {"restarts": 0}],
+)
+def test_an_evaluation_that_makes_no_sense_is_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match=r"=.* must be|=.* at least"):
+        EvaluationConfig(**arguments)

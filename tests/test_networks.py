@@ -1,0 +1,113 @@
+"""The networks of section 7: their sizes, ranges and initialisation."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from se_core.networks import ARCHITECTURES, build_vae
+
+IMAGES = {1: torch.rand(6, 1, 28, 28), 3: torch.rand(6, 3, 28, 28)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("latent_dim", [32, 64, 128])
+def test_shapes_and_ranges(architecture: str, channels: int, latent_dim: int) -> None:
+    vae = build_vae(architecture, channels, latent_dim)
+    q = vae.encode(IMAGES[channels])
+    assert q.mean.shape == q.log_var.shape == (6, latent_dim)
+    x = vae.decode(100 * torch.randn(6, latent_dim))
+    assert x.shape == (6, channels, 28, 28)
+    assert float(x.detach().min()) >= 0
+    assert float(x.detach().max()) <= 1
+    # "latent space dimensions of 32, 64 and 128, corresponding to an output sizes of an encoder with 64, 128 and 256"
+    assert [m for m in vae.encoder.modules() if isinstance(m, nn.Linear)][-1].out_features == 2 * latent_dim
+
+
+def test_the_mlp_has_four_layers_of_200_relu_units_each_way() -> None:
+    vae = build_vae("mlp", 1, 32)
+    for network in (vae.encoder, vae.decoder):
+        layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.ReLU)]
+        assert [type(m) for m in layers] == [nn.Linear, nn.ReLU] * 4 + [nn.Linear]
+        assert [m.out_features for m in layers if isinstance(m, nn.Linear)][:-1] == [200] * 4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_encoder_ignores_everything_but_its_own_image(architecture: str) -> None:
+    """No batch statistics: the representation of an image does not depend on its neighbours."""
+    vae = build_vae(architecture, 1, 32)
+    together, alone = vae.encode(IMAGES[1]).mean, vae.encode(IMAGES[1][2:3]).mean
+    torch.testing.assert_close(together[2:3], alone, rtol=1e-5, atol=1e-6)
+
+
+def _second_moments(network: nn.Module, x: torch.Tensor) -> list[float]:
+    """Mean square of the signal after each weighted layer."""
+    moments = []
+    handles = [
+        m.register_forward_hook(lambda _m, _i, output: moments.append(float(output.detach().square().mean())))
+        for m in network.modules()
+        if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    network(x)
+    for handle in handles:
+        handle.remove()
+    return moments
+
+
+@pytest.mark.parametrize("latent_dim", [64])
+def test_variance_preserving_initialisation_keeps_the_signal(latent_dim: int) -> None:
+    """He et al. (2015): below a ReLU the mean square doubles that of the input and stays there, layer after layer."""
+    torch.manual_seed(0)
+    z = torch.randn(500, latent_dim)
+    moments = [_second_moments(build_vae("mlp", 1, latent_dim, seed=s).decoder.layers, z) for s in range(8)]
+    for layer, moment in enumerate(torch.tensor(moments).mean(0).tolist()):
+        expected = 1.0 if layer == 4 else 2.0
+        assert moment == pytest.approx(expected, rel=0.2), f"layer {layer}"
+
+
+def test_pytorch_initialisation_is_kept_and_shrinks_the_signal() -> None:
+    """The measured reason for not using it: uniform weights of variance 1 / (3 fan_in) lose a factor 6 a layer."""
+    z = torch.randn(500, 64)
+    ours = _second_moments(build_vae("mlp", 1, 64).decoder.layers, z)[-1]
+    theirs = _second_moments(build_vae("mlp", 1, 64, "pytorch").decoder.layers, z)[-1]
+    assert ours / theirs > 50
+    first = next(m for m in build_vae("mlp", 1, 64, "pytorch").encoder.modules() if isinstance(m, nn.Linear))
+    assert float(first.weight.detach().abs().max()) <= 1 / math.sqrt(784)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_transposed_convolutions_preserve_variance_too(architecture: str) -> None:
+    z = torch.randn(200, 64)
+    moments = [_second_moments(build_vae(architecture, 3, 64, seed=s).decoder.layers, z)[-1] for s in range(8)]
+    assert 0.5 < sum(moments) / 8 < 2
+
+
+def test_the_seed_decides_and_the_global_generator_is_untouched() -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    a, b, c = (build_vae("conv", 3, 32, seed=s).state_dict() for s in (1, 1, 2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["encoder.layers.0.weight"], c["encoder.layers.0.weight"])
+
+
+def test_sample_and_reconstruct() -> None:
+    vae = build_vae("mlp", 1, 32)
+    draw = [vae.sample(5, torch.Generator().manual_seed(s)).detach() for s in (0, 0, 1)]
+    assert draw[0].shape == (5, 1, 28, 28)
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    # The prior has unit scale: a decoder that returns z itself shows what was drawn.
+    vae.decoder = nn.Identity()
+    z = vae.sample(20_000, torch.Generator().manual_seed(0))
+    assert float(z.mean()) == pytest.approx(0, abs=5 / math.sqrt(z.numel()))
+    assert float(z.var()) == pytest.approx(1, abs=5 * math.sqrt(2 / z.numel()))
+    assert torch.equal(vae.reconstruct(IMAGES[1]), vae.encode(IMAGES[1]).mean)
+
+
+@pytest.mark.parametrize(("arguments", "named"), [(("cnn", 1, 8), "cnn"), (("mlp", 1, 8, "he"), "he")])
+def test_unknown_names_are_refused_with_the_choices(arguments: tuple, named: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{named}' is unknown; choose one of"):
+        build_vae(*arguments)
