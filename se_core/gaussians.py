@@ -109,14 +109,10 @@ def as_gaussian(distribution: Gaussian | Distribution) -> Gaussian:
     if isinstance(distribution, Normal):
         return DiagonalGaussian(distribution.loc[..., None], 2 * distribution.scale[..., None].log())
     if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
-        event = max(distribution.reinterpreted_batch_ndims, 1)
-        normal = distribution.base_dist
-        mean, scale = (
-            (normal.loc, normal.scale)
-            if distribution.reinterpreted_batch_ndims
-            else (normal.loc[..., None], normal.scale[..., None])
-        )
-        return DiagonalGaussian(mean.flatten(-event), 2 * scale.flatten(-event).log())
+        normal, event = distribution.base_dist, distribution.reinterpreted_batch_ndims
+        if event == 0:
+            return as_gaussian(normal)
+        return DiagonalGaussian(normal.loc.flatten(-event), 2 * normal.scale.flatten(-event).log())
     if isinstance(distribution, MultivariateNormal):
         return FullGaussian(distribution.loc, distribution.scale_tril)
     raise TypeError(
@@ -235,10 +231,11 @@ def _full_kl_terms(a: FullGaussian, b: FullGaussian) -> KLTerms:
         return KLTerms(infinite, infinite)
     scale_b = square_factor(b.scale)
     right = torch.cat([square_factor(a.scale).expand(*batch, -1, -1), _column(a.mean - b.mean, batch)], -1)
-    whitened, singular = torch.linalg.solve_ex(scale_b.expand(*batch, -1, -1), right)
-    covariance = _itakura_saito(2 * torch.linalg.svdvals(whitened[..., :dimension]).log()).sum(-1) / 2
-    mean = whitened[..., dimension].square().sum(-1) / 2
-    return KLTerms(covariance.where(singular == 0, math.inf), mean.where(singular == 0, math.inf))
+    whitened, failed = torch.linalg.solve_ex(scale_b.expand(*batch, -1, -1), right)
+    regular = (failed == 0)[..., None, None]
+    ratio = torch.linalg.svdvals(whitened[..., :dimension].where(regular, 0))
+    mean = whitened[..., dimension].where(regular[..., 0], math.inf)
+    return KLTerms(_itakura_saito(2 * ratio.log()).sum(-1) / 2, mean.square().sum(-1) / 2)
 
 
 def _column(vector: Tensor, batch: torch.Size) -> Tensor:
