@@ -7,6 +7,10 @@ WD = gamma/2 W^2_{2,gamma} + I(Z_a; Z_b) - H(q_a) - H(q_b), and H(q) + E_q log p
 
 Each term below is nonnegative but the likelihood, so nothing large cancels; and ELBO - SE-ELBO, the sum of the last
 three, is nonnegative term by term.
+
+The posteriors may be diagonal, as in section 6, or full, for which the paper derives eq. 18 and then has no use.
+`LinearGaussianModel` is the case in which log p(x) and every expectation are exact, so that the bounds can be seen to
+hold.
 """
 
 import math
@@ -16,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from se_core.gaussians import DiagonalGaussian, kl_divergence
+from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, kl_divergence
 from se_core.transport import entropic_w2_squared, mutual_information
 
 Decoder = Callable[[Tensor], Tensor]
@@ -37,10 +41,15 @@ class ElboTerms(NamedTuple):
         return self.log_likelihood - self.kl - self.kl_fictive - self.mutual_information - self.transport
 
 
-def reparameterised_sample(q: DiagonalGaussian, generator: torch.Generator | None = None) -> Tensor:
-    """z = mean + sigma * noise, the shape of the mean; differentiable in both parameters (Kingma and Welling, 2013)."""
-    noise = torch.randn(q.mean.shape, generator=generator, device=q.mean.device, dtype=q.mean.dtype)
-    return q.mean + torch.exp(q.log_var / 2) * noise
+def reparameterised_sample(q: Gaussian, generator: torch.Generator | None = None) -> Tensor:
+    """z = mean + scale noise, the shape of the mean; differentiable in both parameters (Kingma and Welling, 2013)."""
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=q.mean.device, dtype=q.mean.dtype)
+
+    if isinstance(q, DiagonalGaussian):
+        return q.mean + torch.exp(q.log_var / 2) * noise(*q.mean.shape)
+    return q.mean + (q.scale @ noise(*q.mean.shape[:-1], q.scale.shape[-1], 1))[..., 0]
 
 
 def gaussian_log_likelihood(x: Tensor, mean: Tensor, noise_variance: float) -> Tensor:
@@ -51,11 +60,11 @@ def gaussian_log_likelihood(x: Tensor, mean: Tensor, noise_variance: float) -> T
     )
 
 
-def _standard_normal(q: DiagonalGaussian) -> DiagonalGaussian:
+def _standard_normal(q: Gaussian) -> DiagonalGaussian:
     return DiagonalGaussian(torch.zeros_like(q.mean), torch.zeros_like(q.mean))
 
 
-def _validate(x: Tensor, q: DiagonalGaussian, noise_variance: float) -> None:
+def _validate(x: Tensor, q: Gaussian, noise_variance: float) -> None:
     if not (math.isfinite(noise_variance) and noise_variance > 0):
         raise ValueError(f"noise_variance={noise_variance} must be a finite number > 0: the v of p(X|Z) = N(g(Z), v I)")
     if q.mean.shape[0] != x.shape[0]:
@@ -64,7 +73,7 @@ def _validate(x: Tensor, q: DiagonalGaussian, noise_variance: float) -> None:
 
 def elbo(
     x: Tensor,
-    q: DiagonalGaussian,
+    q: Gaussian,
     decoder: Decoder,
     noise_variance: float,
     generator: torch.Generator | None = None,
@@ -83,8 +92,8 @@ def elbo(
 
 def se_elbo(
     x: Tensor,
-    q_a: DiagonalGaussian,
-    q_b: DiagonalGaussian,
+    q_a: Gaussian,
+    q_b: Gaussian,
     decoder: Decoder,
     noise_variance: float,
     gamma: float | Tensor,
@@ -102,3 +111,43 @@ def se_elbo(
         mutual_information=mutual_information(q_a, q_b, gamma),
         transport=0.5 * gamma * entropic_w2_squared(q_a, q_b, gamma),
     )
+
+
+class LinearGaussianModel(NamedTuple):
+    """p(z) = N(0, I), p(x|z) = N(W z + bias, v I): the model whose evidence is known (probabilistic PCA).
+
+    Attributes:
+        weight: W, shape (D_x, D_z).
+        bias: shape (D_x,).
+        noise_variance: v > 0.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    noise_variance: float
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x) = log N(x; bias, W W^T + v I) in nats: x (..., D_x) -> (...,)."""
+        identity = torch.eye(len(self.bias), dtype=x.dtype, device=x.device)
+        covariance = self.weight @ self.weight.mT + self.noise_variance * identity
+        return torch.distributions.MultivariateNormal(self.bias, covariance).log_prob(x)
+
+    def posterior(self, x: Tensor) -> FullGaussian:
+        """p(z|x), at which the ELBO is log p(x) itself: x (..., D_x) -> D_z-dimensional."""
+        identity = torch.eye(self.weight.shape[1], dtype=x.dtype, device=x.device)
+        precision = identity + self.weight.mT @ self.weight / self.noise_variance
+        root = torch.linalg.cholesky(precision)
+        mean = torch.cholesky_solve(((x - self.bias) @ self.weight / self.noise_variance)[..., None], root)[..., 0]
+        return FullGaussian(mean, torch.linalg.solve_triangular(root.mT, identity, upper=True).expand(*mean.shape, -1))
+
+    def expected_log_likelihood(self, x: Tensor, q: Gaussian) -> Tensor:
+        """E_q log p(x|z) without sampling: the value at the mean, less Tr(W Sigma W^T) / (2 v)."""
+        scale = q.full().scale if isinstance(q, DiagonalGaussian) else q.scale
+        spread = (self.weight @ scale).square().sum((-2, -1)) / (2 * self.noise_variance)
+        at_mean = gaussian_log_likelihood(x, q.mean @ self.weight.mT + self.bias, self.noise_variance)
+        return at_mean - spread
+
+    def se_elbo(self, x: Tensor, q_a: Gaussian, q_b: Gaussian, gamma: float | Tensor) -> ElboTerms:
+        """The SE-ELBO with an exact likelihood term; x (B, D_x). Its ELBO is `log_likelihood - kl`."""
+        terms = se_elbo(x, q_a, q_b, lambda z: z @ self.weight.mT + self.bias, self.noise_variance, gamma)
+        return terms._replace(log_likelihood=self.expected_log_likelihood(x, q_a))
