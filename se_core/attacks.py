@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from se_core.gaussians import DiagonalGaussian
+from se_core.gaussians import Gaussian
 from se_core.transport import w2_squared
 
 Objective = Callable[[Tensor], Tensor]
-Divergence = Callable[[DiagonalGaussian, DiagonalGaussian], Tensor]
+Divergence = Callable[[Gaussian, Gaussian], Tensor]
 
 
 def _gradient(objective: Objective, x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def fictive_sample(
     radius: float,
     steps: int,
     divergence: Divergence = w2_squared,
-    q_x: DiagonalGaussian | None = None,
+    q_x: Gaussian | None = None,
     attack_dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
     compile: bool = False,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from se_core.attacks import fictive_sample
 from se_core.datasets import DigitImages, load
-from se_core.networks import ARCHITECTURES, INITIALISATIONS, VAE, build_vae
+from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS, VAE, build_vae
 from se_core.objectives import ElboTerms, elbo, se_elbo
 from se_core.storage import (
     CheckpointError,
@@ -42,6 +42,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dataset": ("mnist", "colour-mnist"),
     "colouring": ("random", "all"),
     "architecture": ARCHITECTURES,
+    "covariance": COVARIANCES,
     "initialisation": INITIALISATIONS,
     "method": ("vae", "se"),
     "divergence": ("w2_squared", "entropic_cost"),
@@ -68,6 +69,7 @@ class RunConfig:
         colouring: for colour MNIST, one "random" colour per digit or each digit in "all" seven.
         architecture: "mlp" (4 x 200 ReLU) or "conv".
         latent_dim: dimension D_z of the representation.
+        covariance: of q(Z | X), "diagonal" as in section 6, or "full".
         initialisation: "variance-preserving" or "pytorch".
         method: "vae" (the ELBO) or "se" (the SE-ELBO).
         gamma: coupling strength, >= 0.
@@ -90,6 +92,7 @@ class RunConfig:
     colouring: str = "random"
     architecture: str = "mlp"
     latent_dim: int = 64
+    covariance: str = "diagonal"
     initialisation: str = "variance-preserving"
     method: str = "se"
     gamma: float = 1.0
@@ -119,6 +122,8 @@ class RunConfig:
         for name in ("noise_variance", "learning_rate"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number > 0")
+        if self.covariance == "full" and (self.compile or self.attack_dtype != "float32"):
+            raise ValueError("covariance='full' has no compiled and no bfloat16 attack; leave compile and attack_dtype")
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}: this torch ({torch.__version__}) finds no GPU; use device='cpu'")
 
@@ -133,6 +138,12 @@ def derived_generator(device: str | torch.device, *key: float | str) -> torch.Ge
     # On the CPU a generator takes the low 32 bits of its seed, and ignores the rest without a word.
     seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "little")
     return torch.Generator(device).manual_seed(seed)
+
+
+def _networks(config: RunConfig, channels: int) -> VAE:
+    return build_vae(
+        config.architecture, channels, config.latent_dim, config.covariance, config.initialisation, config.seed
+    )
 
 
 def make_optimiser(config: RunConfig, vae: VAE) -> torch.optim.Optimizer:
@@ -332,8 +343,7 @@ def train(
         device = torch.device(config.device)
         data = load(config.dataset, "train", config.source, config.colouring, config.seed) if data is None else data
         data = data.to(device)
-        vae = build_vae(config.architecture, data.channels, config.latent_dim, config.initialisation, config.seed)
-        vae.to(device)
+        vae = _networks(config, data.channels).to(device)
         optimiser = make_optimiser(config, vae)
         batches = _Batches(len(data), config.batch_size, config.seed, device)
         write_atomically(folder / "config.json", json.dumps(asdict(config), indent=1).encode())
@@ -375,6 +385,6 @@ def load_run(folder: Path) -> tuple[RunConfig, VAE]:
         raise CheckpointError(f"{folder}/config.json is damaged: {error}; delete {folder} and train again") from error
     tensors = read_tensors(folder / "model.safetensors")
     channels = 1 if config.dataset == "mnist" else 3
-    vae = build_vae(config.architecture, channels, config.latent_dim)
+    vae = _networks(config, channels)
     vae.load_state_dict(tensors)
     return config, vae.eval()

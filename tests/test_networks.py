@@ -26,6 +26,20 @@ def test_shapes_and_ranges(architecture: str, channels: int, latent_dim: int) ->
     assert [m for m in vae.encoder.modules() if isinstance(m, nn.Linear)][-1].out_features == 2 * latent_dim
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_full_covariances_are_square_roots_of_full_rank(architecture: str) -> None:
+    """L is lower triangular with a positive diagonal, so L L^T is a covariance, with correlations worth the name."""
+    q = build_vae(architecture, 3, 16, covariance="full").encode(IMAGES[3])
+    assert q.mean.shape == (6, 16)
+    assert q.scale.shape == (6, 16, 16)
+    assert torch.equal(q.scale, q.scale.tril())
+    assert bool((q.scale.diagonal(dim1=-2, dim2=-1) > 0).all())
+    below = q.scale.tril(-1)
+    # Each entry below the diagonal is an output of its own: none is lost, none is used twice.
+    below = q.scale.detach()[0].tril(-1)
+    assert below[below != 0].unique().numel() == 16 * 15 // 2
+
+
 def test_the_mlp_has_four_layers_of_200_relu_units_each_way() -> None:
     vae = build_vae("mlp", 1, 32)
     for network in (vae.encoder, vae.decoder):
@@ -71,9 +85,11 @@ def test_pytorch_initialisation_is_kept_and_shrinks_the_signal() -> None:
     """The measured reason for not using it: uniform weights of variance 1 / (3 fan_in) lose a factor 6 a layer."""
     z = torch.randn(500, 64)
     ours = _second_moments(build_vae("mlp", 1, 64).decoder.layers, z)[-1]
-    theirs = _second_moments(build_vae("mlp", 1, 64, "pytorch").decoder.layers, z)[-1]
+    theirs = _second_moments(build_vae("mlp", 1, 64, initialisation="pytorch").decoder.layers, z)[-1]
     assert ours / theirs > 50
-    first = next(m for m in build_vae("mlp", 1, 64, "pytorch").encoder.modules() if isinstance(m, nn.Linear))
+    first = next(
+        m for m in build_vae("mlp", 1, 64, initialisation="pytorch").encoder.modules() if isinstance(m, nn.Linear)
+    )
     assert float(first.weight.detach().abs().max()) <= 1 / math.sqrt(784)
 
 
@@ -107,7 +123,10 @@ def test_sample_and_reconstruct() -> None:
     assert torch.equal(vae.reconstruct(IMAGES[1]), vae.encode(IMAGES[1]).mean)
 
 
-@pytest.mark.parametrize(("arguments", "named"), [(("cnn", 1, 8), "cnn"), (("mlp", 1, 8, "he"), "he")])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(("cnn", 1, 8), "cnn"), (("mlp", 1, 8, "lower"), "lower"), (("mlp", 1, 8, "full", "he"), "he")],
+)
 def test_unknown_names_are_refused_with_the_choices(arguments: tuple, named: str) -> None:
     with pytest.raises(ValueError, match=rf"'{named}' is unknown; choose one of"):
         build_vae(*arguments)

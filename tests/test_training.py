@@ -46,6 +46,7 @@ CASES: list[dict[str, Any]] = [
     {"method": "vae"},
     {"dataset": "colour-mnist", "colouring": "all"},
     {"architecture": "conv", "optimiser": "sgd", "learning_rate": 1e-5},
+    {"covariance": "full", "divergence": "entropic_cost"},
     {"divergence": "entropic_cost", "gamma": 10.0, "attack_dtype": "bfloat16"},
 ]
 
@@ -395,6 +396,7 @@ def test_two_processes_do_not_share_a_folder(tiny_config: Any, tmp_path: Path) -
         ({"iterations": 0}, "iterations=0 must be at least 1"),
         ({"dataset": "cifar"}, "dataset='cifar' is unknown; choose one of mnist, colour-mnist"),
         ({"method": "SE"}, "method='SE' is unknown; choose one of vae, se"),
+        ({"covariance": "full", "compile": True}, "covariance='full' has no compiled"),
         ({"batch_size": 10_001}, "batch_size=10001 exceeds the 10000 training images"),
     ],
 )
@@ -414,6 +416,7 @@ def test_the_folder_is_named_by_every_field() -> None:
     base = RunConfig()
     changed = {
         "dataset": "colour-mnist", "source": "data", "colouring": "all", "architecture": "conv", "latent_dim": 65,
+        "covariance": "full",
         "initialisation": "pytorch", "method": "vae", "gamma": 2.0, "radius": 0.1, "attack_steps": 3,
         "divergence": "entropic_cost", "noise_variance": 0.2, "iterations": 7, "batch_size": 3, "optimiser": "sgd",
         "learning_rate": 0.1, "seed": 5, "device": "meta", "attack_dtype": "bfloat16", "compile": True,
