@@ -7,13 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from se_core.datasets import DataError, fetch
 from se_core.evaluation import EvaluationConfig, evaluate
-from se_core.experiments import PROFILES, WorkerKilled, reproduce, row
+from se_core.experiments import PROFILES, WorkerKilled, configure_process, reproduce, row
 from se_core.figures import draw, table
 from se_core.storage import CheckpointError, StorageError
 from se_core.training import Interrupted, RunConfig, TrainingDiverged, train
@@ -99,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; 0 on success, 1 on an error that was explained, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args([_underscored(argument) for argument in argv])
-    torch.set_num_threads(1)  # several runs are several processes; on few cores more threads are slower
+    configure_process()
     command = arguments.subcommand
     action = {"data": lambda a: print(fetch(a.root)), "train": _train, "evaluate": _evaluate, "reproduce": _reproduce}
     try:

@@ -134,10 +134,19 @@ _done: Any = None  # shared by the parent with each worker: cost done so far, an
 _stop: Any = None
 
 
+def configure_process() -> None:
+    """Settings for a process of our own, never for an importer's: one thread, and GPU kernels that repeat bit for bit.
+
+    Several runs are several processes; on few cores, more threads in one process are slower than one.
+    """
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
+
+
 def _start_worker(done: Any, stop: Any) -> None:
     global _done, _stop
     _done, _stop = done, stop
-    torch.set_num_threads(1)
+    configure_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # `train` takes Ctrl-C while it runs; an evaluation is seen through
     parent = multiprocessing.parent_process()
     assert parent is not None
