@@ -85,8 +85,8 @@ PROFILES = {
     "small": Profile(
         seeds=(0, 1, 2),
         latent_dims=(64,),
-        run={"iterations": 2500, "attack_steps": 5},
-        conv={"iterations": 1500},
+        run={"iterations": 2000, "attack_steps": 5},
+        conv={"iterations": 1000},
     ),
     "paper": Profile(
         seeds=(0, 1, 2, 3, 4),

@@ -15,6 +15,8 @@ ARCHITECTURES = ("mlp", "conv")
 COVARIANCES = ("diagonal", "full")
 INITIALISATIONS = ("variance-preserving", "pytorch")
 
+# An encoder that begins sure of itself lets the decoder see a signal before the KL term puts the latents to sleep.
+INITIAL_LOG_VAR = -4.0
 WIDTH = 200  # "200 units of ReLU activations at each layer"
 SIDE = 28
 
@@ -180,7 +182,7 @@ def build_vae(
     """The encoder and decoder of section 7, initialised from `seed` alone (the global generator is left as it was).
 
     architecture: "mlp" (as in the paper) or "conv" (our layout); covariance of q(Z | X): "diagonal" (section 6) or
-    "full"; initialisation: "variance-preserving" or "pytorch". Raises ValueError for an unknown name.
+    "full"; initialisation: "variance-preserving", with log-variances that begin around -4, or "pytorch". Raises ValueError for an unknown name.
     """
     for name, value, choices in (
         ("architecture", architecture, ARCHITECTURES),
@@ -199,4 +201,6 @@ def build_vae(
         if initialisation == "variance-preserving":
             variance_preserving_(vae.encoder)
             variance_preserving_(vae.decoder)
+            with torch.no_grad():
+                layers[-1].bias[latent_dim : 2 * latent_dim] = INITIAL_LOG_VAR
     return vae

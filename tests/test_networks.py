@@ -94,6 +94,21 @@ def test_pytorch_initialisation_is_kept_and_shrinks_the_signal() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_latents_begin_awake(architecture: str) -> None:
+    """Log-variances begin around -4: the decoder sees the means through noise of an eighth of the prior's scale."""
+    for covariance in ("diagonal", "full"):
+        q = build_vae(architecture, 1, 64, covariance).encode(IMAGES[1])
+        variances = (
+            q.covariance.diagonal(dim1=-2, dim2=-1)
+            if covariance == "diagonal"
+            else q.scale.diagonal(dim1=-2, dim2=-1).square()
+        )
+        assert float(variances.detach().log().mean()) == pytest.approx(-4, abs=0.5)
+    untouched = build_vae(architecture, 1, 64, initialisation="pytorch").encode(IMAGES[1])
+    assert float(untouched.log_var.detach().mean()) == pytest.approx(0, abs=0.2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_transposed_convolutions_preserve_variance_too(architecture: str) -> None:
     z = torch.randn(200, 64)
     moments = [_second_moments(build_vae(architecture, 3, 64, seed=s).decoder.layers, z)[-1] for s in range(8)]
