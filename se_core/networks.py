@@ -182,7 +182,8 @@ def build_vae(
     """The encoder and decoder of section 7, initialised from `seed` alone (the global generator is left as it was).
 
     architecture: "mlp" (as in the paper) or "conv" (our layout); covariance of q(Z | X): "diagonal" (section 6) or
-    "full"; initialisation: "variance-preserving", with log-variances that begin around -4, or "pytorch". Raises ValueError for an unknown name.
+    "full"; initialisation: "variance-preserving", with log-variances that begin around -4, or "pytorch". Raises
+    ValueError for an unknown name.
     """
     for name, value, choices in (
         ("architecture", architecture, ARCHITECTURES),
@@ -202,5 +203,7 @@ def build_vae(
             variance_preserving_(vae.encoder)
             variance_preserving_(vae.decoder)
             with torch.no_grad():
-                layers[-1].bias[latent_dim : 2 * latent_dim] = INITIAL_LOG_VAR
+                head = layers[-1]
+                assert isinstance(head, nn.Linear)
+                head.bias[latent_dim : 2 * latent_dim] = INITIAL_LOG_VAR
     return vae
