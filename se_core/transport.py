@@ -61,6 +61,24 @@ def mutual_information(a: Gaussian | Distribution, b: Gaussian | Distribution, g
     return _plan(*matched(a, b), gamma).information
 
 
+class TransportTerms(NamedTuple):
+    """The two terms of entropic transport under one plan, each of shape (...,).
+
+    Attributes:
+        cost: E ||z_a - z_b||^2, as `entropic_w2_squared`.
+        information: I(z_a; z_b) in nats, as `mutual_information`.
+    """
+
+    cost: Tensor
+    information: Tensor
+
+
+def transport_terms(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> TransportTerms:
+    """`entropic_w2_squared` and `mutual_information` at the price of one."""
+    plan = _plan(*matched(a, b), gamma)
+    return TransportTerms(plan.cost, plan.information)
+
+
 def entropic_cost(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
     """WD_{2,gamma} = gamma/2 E ||z_a - z_b||^2 - H(Q) under the optimal plan, in nats, shape (...,), eqs. 20-21.
 
@@ -117,7 +135,7 @@ def monge_map(a: Gaussian | Distribution, b: Gaussian | Distribution) -> AffineM
     if not bool((torch.linalg.matrix_rank(a.scale.detach()) == a.mean.shape[-1]).all()):
         raise ValueError("a must have a covariance of full rank to be carried by a map; use coupling(a, b, gamma)")
     a = FullGaussian(a.mean, square_factor(a.scale))
-    _, rotation, _ = _full_plan(a, b, None)
+    _, (rotation, _) = _full_plan(a, b, None, whole=True)
     return AffineMap(torch.linalg.solve(a.scale.mT, rotation @ b.scale.mT).mT, a.mean, b.mean)
 
 
@@ -167,7 +185,7 @@ def coupling(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: floa
         residual = (1 + gamma[..., None] * plan.psi).rsqrt()
         return Coupling(a, b, gamma, plan.psi, plan.rho, torch.diag_embed(plan.rho), torch.diag_embed(residual))
     a, b = a.full(), b.full()
-    plan, rotation, residual = _full_plan(a, b, gamma)
+    plan, (rotation, residual) = _full_plan(a, b, gamma, whole=True)
     rho = plan.rho.flip(-1)[..., : a.mean.shape[-1]]
     return Coupling(a, b, gamma, a.scale @ rotation @ b.scale.mT, rho, rotation, residual)
 
@@ -244,36 +262,39 @@ def _diagonal_w2_squared(a: DiagonalGaussian, b: DiagonalGaussian) -> Tensor:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _full_plan(a: FullGaussian, b: FullGaussian, gamma: Tensor | None) -> tuple[_Plan, Tensor, Tensor]:
-    """The plan of two full Gaussians, its rotation and its residual; None is the limit of infinite gamma, W_2."""
+def _full_plan(
+    a: FullGaussian, b: FullGaussian, gamma: Tensor | None, whole: bool = False
+) -> tuple[_Plan, tuple[Tensor, ...]]:
+    """The plan of two full Gaussians and, if `whole`, its rotation and residual; gamma = None is the limit, W_2."""
     if a.scale.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"a FullGaussian must be float32 or float64 for transport, got {a.scale.dtype}")
     batch = batch_shape(a, b)
     if gamma is not None:
         batch = torch.broadcast_shapes(batch, gamma.shape)
         gamma = gamma.expand(batch)
-    scale_a, scale_b = a.scale.expand(*batch, -1, -1), b.scale.expand(*batch, -1, -1)
     # The spectral problem has the size of the first factor's rank.
-    swap = scale_a.shape[-1] > scale_b.shape[-1]
-    first, second = (scale_b, scale_a) if swap else (scale_a, scale_b)
+    swap = a.scale.shape[-1] > b.scale.shape[-1]
+    first, second = (q.scale.expand(*batch, -1, -1) for q in ((b, a) if swap else (a, b)))
     # W_2 has no floor below which a singular value ceases to matter, and vanishes at a = b: it is computed in double.
-    dtype, work = scale_a.dtype, torch.float64 if gamma is None else scale_a.dtype
-    terms = _FullTransport.apply(first.to(work), second.to(work), gamma, torch.finfo(dtype).eps)
-    rotation, residual, rho, psi, cost = (x.to(dtype) for x in terms)
+    dtype, work = a.scale.dtype, torch.float64 if gamma is None else a.scale.dtype
+    terms = _FullTransport.apply(first.to(work), second.to(work), gamma, torch.finfo(dtype).eps, whole)
+    rho, psi, cost, *matrices = (x.to(dtype) for x in terms)
     distance = (a.mean - b.mean).square().sum(-1)
-    gamma = distance.new_full(batch, torch.inf) if gamma is None else gamma
-    return _Plan(gamma, rho, psi, distance + cost), rotation.mT if swap else rotation, residual
+    plan = _Plan(distance.new_full(batch, torch.inf) if gamma is None else gamma, rho, psi, distance + cost)
+    if swap and whole:
+        matrices[0] = matrices[0].mT
+    return plan, tuple(matrices)
 
 
 class _FullTransport(torch.autograd.Function):
-    """(L_a, L_b, gamma) -> R, T = (I - R R^T)^{1/2}, rho, rho s, and E ||z_a - z_b||^2 of the centred Gaussians.
+    """(L_a, L_b, gamma) -> rho, rho s, E ||z_a - z_b||^2 of the centred Gaussians; if `whole`, R and (I - R R^T)^{1/2}.
 
     L_a must not have more columns than L_b. The derivatives are analytic.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, scale_a: Tensor, scale_b: Tensor, gamma: Tensor | None, accuracy: float
+        ctx: Any, scale_a: Tensor, scale_b: Tensor, gamma: Tensor | None, accuracy: float, whole: bool
     ) -> tuple[Tensor, ...]:
         floor = torch.zeros_like(scale_a[..., 0, 0]) if gamma is None else 1 / (2 * gamma)
         left, s, right = _overlap_svd(scale_a, scale_b, floor, accuracy)
@@ -282,20 +303,21 @@ class _FullTransport(torch.autograd.Function):
         else:
             rho = _correlation(1 / s, gamma[..., None])
             tau = (1 + gamma[..., None] * rho * s).rsqrt()  # sqrt(1 - rho^2), by eq. 22
-        rotation = (left * rho[..., None, :]) @ right
-        residual = (left * tau[..., None, :]) @ left.mT
         # E ||z_a - z_b||^2 as two sums of squares: what the plan pairs badly, and what it leaves open.
-        cost = torch.linalg.matrix_norm(scale_a @ rotation - scale_b).square()
-        cost = cost + torch.linalg.matrix_norm(scale_a @ residual).square()
+        turned = scale_a @ left
+        paired = (turned * rho[..., None, :]) @ right - scale_b
+        cost = torch.linalg.matrix_norm(paired).square() + (tau.square() * turned.square().sum(-2)).sum(-1)
         ctx.save_for_backward(scale_a, scale_b, gamma, left, s, right, rho, tau)
         ctx.set_materialize_grads(False)
-        return rotation, residual, rho, rho * s, cost
+        if not whole:
+            return rho, rho * s, cost
+        return rho, rho * s, cost, (left * rho[..., None, :]) @ right, (left * tau[..., None, :]) @ left.mT
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         scale_a, scale_b, gamma, left, s, right, rho, tau = ctx.saved_tensors
-        d_rotation, d_residual, d_rho, d_psi, d_cost = gradients
+        d_rho, d_psi, d_cost, d_rotation, d_residual = (*gradients, None, None)[:5]
         nothing = torch.zeros_like(s[..., :1])
         d_cost = nothing if d_cost is None else d_cost[..., None]
         d_psi = (nothing if d_psi is None else d_psi) - 2 * d_cost  # the cost is Tr Sigma_a + Tr Sigma_b - 2 sum psi
@@ -333,7 +355,9 @@ class _FullTransport(torch.autograd.Function):
             explained = 2 * s / (1 + u) / u * (s * d_psi + d_rho)
             d_gamma = (explained - gamma[..., None] * tau**3 * s / u * s * d_tau).sum(-1)
         spread = 2 * d_cost[..., None]
-        return spread * scale_a + scale_b @ d_overlap.mT, spread * scale_b + scale_a @ d_overlap, d_gamma, None
+        d_scale_a = (scale_b @ d_overlap.mT).addcmul_(spread, scale_a)
+        d_scale_b = (scale_a @ d_overlap).addcmul_(spread, scale_b)
+        return d_scale_a, d_scale_b, d_gamma, None, None
 
 
 def _overlap_svd(scale_a: Tensor, scale_b: Tensor, floor: Tensor, accuracy: float) -> tuple[Tensor, Tensor, Tensor]:

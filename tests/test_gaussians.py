@@ -127,7 +127,7 @@ def test_the_two_terms_of_equation_8():
     torch.testing.assert_close(wider.mean, terms.mean / 9, rtol=1e-12, atol=0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.floats(-8, 4), st.floats(-30, 1), st.floats(-3, 3))
 def test_divergence_near_equality(log_var, exponent, mean):
     # Unused latents live at the prior: from steps of 1e-13 to 10, float32 keeps the square of the step.

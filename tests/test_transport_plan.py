@@ -5,7 +5,7 @@ import torch
 from gaussian_problems import ALL, FULL_RANK, encoder_pairs, full_pair
 
 from se_core.gaussians import entropy, kl_divergence
-from se_core.transport import coupling, entropic_cost, entropic_w2_squared, mutual_information
+from se_core.transport import coupling, entropic_cost, entropic_w2_squared, mutual_information, transport_terms
 
 SMOOTH = [name for name in FULL_RANK if name not in ("condition 1e8", "tiny", "huge", "dimension 128")]
 
@@ -63,6 +63,14 @@ def test_every_scalar_follows_from_the_joint(name, gamma):
     torch.testing.assert_close(entropic_cost(a, b, gamma), gamma / 2 * spread - entropy(joint), **close)
     independent = coupling(a, b, 0.0).joint()
     torch.testing.assert_close(mutual_information(a, b, gamma), kl_divergence(joint, independent), **close)
+
+
+@pytest.mark.parametrize("family", ["diagonal", "full"])
+def test_both_terms_at_once(family):
+    a, b = encoder_pairs(20, 3, torch.float64) if family == "diagonal" else full_pair("one narrow factor")
+    terms = transport_terms(a, b, 0.7)
+    assert torch.equal(terms.cost, entropic_w2_squared(a, b, 0.7))
+    assert torch.equal(terms.information, mutual_information(a, b, 0.7))
 
 
 def test_the_diagonal_joint_is_the_full_one():
