@@ -50,7 +50,7 @@ def entropic_w2_squared(a: Gaussian | Distribution, b: Gaussian | Distribution, 
     It falls from the cost of independence at gamma = 0 to W_2^2 as gamma grows. It is not a distance: at equal
     arguments it is positive.
     """
-    return _plan(*matched(a, b), gamma).cost
+    return _plan(*_checked(a, b, gamma)).cost
 
 
 def mutual_information(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def mutual_information(a: Gaussian | Distribution, b: Gaussian | Distribution, g
 
     It is H(Q_a) + H(Q_b) - H(Q), with H(Q) of eq. 15.
     """
-    return _plan(*matched(a, b), gamma).information
+    return _plan(*_checked(a, b, gamma)).information
 
 
 class TransportTerms(NamedTuple):
@@ -75,7 +75,7 @@ class TransportTerms(NamedTuple):
 
 def transport_terms(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> TransportTerms:
     """`entropic_w2_squared` and `mutual_information` at the price of one."""
-    plan = _plan(*matched(a, b), gamma)
+    plan = _plan(*_checked(a, b, gamma))
     return TransportTerms(plan.cost, plan.information)
 
 
@@ -85,9 +85,9 @@ def entropic_cost(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma:
     The last two terms of the SE-ELBO (section 6), negated. It can be negative, and it is +inf where a covariance is
     singular: `entropic_w2_squared` and `mutual_information` stay finite there.
     """
-    a, b = matched(a, b)
+    a, b, gamma = _checked(a, b, gamma)
     plan = _plan(a, b, gamma)
-    return plan.gamma / 2 * plan.cost + plan.information - entropy(a) - entropy(b)
+    return gamma / 2 * plan.cost + plan.information - entropy(a) - entropy(b)
 
 
 def sinkhorn_divergence(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def sinkhorn_divergence(a: Gaussian | Distribution, b: Gaussian | Distribution, 
     with epsilon = 2 / gamma). The divergence rises from ||mu_a - mu_b||^2 at gamma = 0 to W_2^2 as gamma grows. It is
     a difference: its error is that of OT, not of the result.
     """
-    a, b = matched(a, b)
+    a, b, gamma = _checked(a, b, gamma)
     ab, aa, bb = (_plan(*pair, gamma).regularised_cost for pair in ((a, b), (a, a), (b, b)))
     return ab - aa / 2 - bb / 2
 
@@ -178,8 +178,7 @@ class Coupling(NamedTuple):
 
 def coupling(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Coupling:
     """The optimal plan between a and b at coupling gamma: its cross-covariance, its correlations, its joint."""
-    a, b = matched(a, b)
-    gamma = _coupling_strength(gamma, a.mean)
+    a, b, gamma = _checked(a, b, gamma)
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
         plan = _diagonal_plan(a, b, gamma)
         residual = (1 + gamma[..., None] * plan.psi).rsqrt()
@@ -208,30 +207,33 @@ class _Plan(NamedTuple):
         return self.cost + (self.psi * (torch.log1p(y) / y)).sum(-1)
 
 
-def _plan(a: Gaussian, b: Gaussian, gamma: float | Tensor) -> _Plan:
-    gamma = _coupling_strength(gamma, a.mean)
+def _plan(a: Gaussian, b: Gaussian, gamma: Tensor) -> _Plan:
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
         return _diagonal_plan(a, b, gamma)
     return _full_plan(a.full(), b.full(), gamma)[0]
 
 
-def _coupling_strength(gamma: float | Tensor, like: Tensor) -> Tensor:
-    """gamma as a tensor beside `like`, checked to be finite and non-negative in its dtype.
+def _checked(
+    a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor
+) -> tuple[Gaussian, Gaussian, Tensor]:
+    """a and b as they fit together, and gamma as a tensor beside them, finite and non-negative in their dtype.
 
-    The values of a tensor are read only in eager mode: once, and never inside a compiled graph.
+    The values of a tensor gamma are read in eager mode only, once: never inside a compiled graph.
     """
-    if isinstance(gamma, Tensor):
-        if gamma.dtype != like.dtype or gamma.device != like.device:
-            raise TypeError(
-                f"gamma must have the dtype and device of the distributions, {like.dtype} on {like.device}, got "
-                f"{gamma.dtype} on {gamma.device}; convert it with .to"
-            )
-        if gamma.numel() and not torch.compiler.is_compiling():
-            lowest, highest = torch.stack(gamma.detach().aminmax()).tolist()
-            _check_coupling_strength(highest if lowest >= 0 else lowest, like.dtype)
-        return gamma
-    _check_coupling_strength(gamma, like.dtype)
-    return like.new_full((), gamma)
+    a, b = matched(a, b)
+    dtype, device = a.mean.dtype, a.mean.device
+    if not isinstance(gamma, Tensor):
+        _check_coupling_strength(gamma, dtype)
+        return a, b, a.mean.new_full((), gamma)
+    if gamma.dtype != dtype or gamma.device != device:
+        raise TypeError(
+            f"gamma must have the dtype and device of the distributions, {dtype} on {device}, got {gamma.dtype} on "
+            f"{gamma.device}; convert it with .to"
+        )
+    if gamma.numel() and not torch.compiler.is_compiling():
+        lowest, highest = torch.stack(gamma.detach().aminmax()).tolist()
+        _check_coupling_strength(highest if lowest >= 0 else lowest, dtype)
+    return a, b, gamma
 
 
 def _check_coupling_strength(gamma: float, dtype: torch.dtype) -> None:
