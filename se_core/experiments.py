@@ -85,8 +85,9 @@ PROFILES = {
     "small": Profile(
         seeds=(0, 1, 2),
         latent_dims=(64,),
-        run={"iterations": 2000, "attack_steps": 5},
-        conv={"iterations": 1000},
+        run={"iterations": 1500, "attack_steps": 5},
+        conv={"iterations": 600},
+        evaluation=EvaluationConfig(test_images=500),
     ),
     "paper": Profile(
         seeds=(0, 1, 2, 3, 4),
