@@ -1,0 +1,53 @@
+"""Sphinx's view of the book: everything is in jupyter_book.toml, and this adapter hands it to Jupyter Book."""
+
+import tomllib
+from pathlib import Path
+
+import yaml
+from jupyter_book.config import PATH_YAML_DEFAULT, get_final_config
+
+BOOK = Path(__file__).parent
+# Keys that Jupyter Book documents but leaves out of its list of defaults.
+MORE = {"bibtex_bibfiles", "html.home_page_in_navbar", "execute.eval_regex", "execute.raise_on_error"}
+# Each puts the address of another host on every page.
+UNWANTED = {"sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx"}
+
+
+def unknown_keys(settings: dict, known: dict, path: str = "") -> list[str]:
+    """The keys of `settings` that Jupyter Book does not list; its own schema lets misspelt ones pass."""
+    unknown = []
+    for key, value in settings.items():
+        if key not in known and path + key not in MORE:
+            unknown.append(path + key)
+        elif isinstance(value, dict) and isinstance(known.get(key), dict):
+            unknown += unknown_keys(value, known[key], f"{path}{key}.")
+    return unknown
+
+
+settings = tomllib.loads((BOOK.parent / "jupyter_book.toml").read_text())
+toc = settings.pop("toc")
+if misspelt := unknown_keys(settings, yaml.safe_load(PATH_YAML_DEFAULT.read_text())):
+    raise ValueError(f"jupyter_book.toml: unknown keys {misspelt}; Jupyter Book lists its own in {PATH_YAML_DEFAULT}")
+if not settings["repository"]["url"]:
+    del settings["launch_buttons"]
+
+configuration, _ = get_final_config(
+    user_yaml=settings, cli_config={"latex_individualpages": False}, raise_on_invalid=True
+)
+configuration["extensions"] = [name for name in configuration["extensions"] if name not in UNWANTED]
+(BOOK / "_build").mkdir(exist_ok=True)
+(BOOK / "_build" / "toc.yml").write_text(yaml.safe_dump(toc))
+globals().update(configuration | {"external_toc_path": "_build/toc.yml"})
+
+
+def setup(app) -> None:
+    """Refuse a key of [sphinx.config] that no extension knows."""
+    overrides = settings["sphinx"]["config"]
+    app.connect(
+        "config-inited",
+        lambda _, config: [_refuse(name) for name in overrides if name not in config.values],
+    )
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"jupyter_book.toml: unknown key sphinx.config.{name}; no Sphinx extension of the book reads it")

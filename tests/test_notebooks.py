@@ -1,0 +1,110 @@
+"""The chapters: source and notebook agree, everything was executed, and the comparison of outputs can fail.
+
+The comparison itself is `pytest --nbval book/notebooks`, the second half of `make test`.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BOOK = ROOT / "book"
+SOURCES = sorted((BOOK / "src").glob("*.py"))
+NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=60", "-p", "no:cacheprovider", "-o", "addopts="]
+
+spec = importlib.util.spec_from_file_location("execute", BOOK / "execute.py")
+assert spec
+assert spec.loader
+execute = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(execute)
+
+
+def notebook(source: Path) -> nbformat.NotebookNode:
+    return nbformat.read(BOOK / "notebooks" / f"{source.stem}.ipynb", as_version=4)
+
+
+def test_each_chapter_has_its_notebook_and_no_notebook_is_left_over() -> None:
+    assert SOURCES
+    assert {s.stem for s in SOURCES} == {n.stem for n in (BOOK / "notebooks").glob("*.ipynb")}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_source_and_notebook_agree_cell_by_cell(source: Path) -> None:
+    expected, found = execute.convert(source).cells, notebook(source).cells
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        place = f"{source.stem}, cell {index}: run `make notebooks`"
+        assert (a.cell_type, a.source, a.id) == (b.cell_type, b.source, b.id), place
+        assert a.metadata == b.metadata, place
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_each_cell_was_executed_in_order_and_without_a_complaint(source: Path) -> None:
+    code = [cell for cell in notebook(source).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("assert" in cell.source for cell in code)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_nothing_that_differs_between_machines_is_kept(source: Path) -> None:
+    found = notebook(source)
+    assert dict(found.metadata) == execute.METADATA
+    assert "execution" not in {key for cell in found.cells for key in cell.metadata}
+    printed = [o.text for c in found.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
+    assert not [text for text in printed if re.search(r"/home/|/root/|/tmp/|0x[0-9a-f]{6,}|\d\.\d{9,}", text)]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_each_picture_is_described(source: Path) -> None:
+    for index, cell in enumerate(notebook(source).cells):
+        if cell.cell_type == "code" and any("image/png" in output.get("data", {}) for output in cell.outputs):
+            description = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            assert len(description) > 40, f"{source.stem}, cell {index}: a picture needs mystnb.image.alt"
+
+
+def test_a_changed_digit_fails_the_comparison_and_is_located(tmp_path: Path) -> None:
+    changed = notebook(BOOK / "src" / "02-divergences.py")
+    cells = [cell for cell in changed.cells if cell.cell_type == "code"]
+    (index, output) = next((i, o) for i, c in enumerate(cells) for o in c.outputs if o.output_type == "stream")
+    output.text = re.sub(r"\d(?=\D*$)", lambda digit: str((int(digit[0]) + 1) % 10), output.text)
+    nbformat.write(changed, tmp_path / "changed.ipynb")
+    run = [sys.executable, "-m", "pytest", *NBVAL, "--rootdir", str(tmp_path), str(tmp_path / "changed.ipynb")]
+    result = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert result.returncode == 1, result.stdout[-3000:]
+    assert f"changed.ipynb::Cell {index}" in result.stdout
+    assert result.stdout.count("FAILED") == 1 or "1 failed" in result.stdout
+
+
+def test_a_chapter_runs_as_on_colab_where_the_package_is_not_installed(tmp_path: Path) -> None:
+    """An environment with our dependencies and without our package; the clone is already there."""
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    site = Path(
+        subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
+    )
+    # Only the folder of the dependencies is added: the .pth file in it that names this checkout is not read.
+    (site / "dependencies.pth").write_text(str(Path(nbformat.__file__).parent.parent))
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", tmp_path / "smooth-encoders"], check=True)
+    missing = subprocess.run([python, "-c", "import se_core"], capture_output=True, text=True, cwd=tmp_path)
+    assert "ModuleNotFoundError" in missing.stderr
+
+    code = [cell.source for cell in notebook(BOOK / "src" / "02-divergences.py").cells if cell.cell_type == "code"]
+    (tmp_path / "chapter.py").write_text("\n\n".join([*code, "import se_core; print(se_core.__file__)"]))
+    environment = os.environ | {"COLAB_RELEASE_TAG": "test", "MPLBACKEND": "agg", "PIP_NO_CACHE_DIR": "1"}
+    result = subprocess.run(
+        [python, "chapter.py"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    said, *_, where = result.stdout.strip().splitlines()
+    assert said.startswith(f"installed from {tmp_path / 'smooth-encoders'}; torch ")
+    assert "device " in said
+    assert Path(where).is_relative_to(tmp_path / "smooth-encoders")
