@@ -88,8 +88,8 @@ Take the squared distance for the cost, $c(z_a, z_b) = \|z_a - z_b\|^2$. The pap
 
 (eq-11)=
 $$
-Q^*(z_a, z_b) = \mathcal N\left( \begin{pmatrix} \mu_a \\ \mu_b \end{pmatrix},
- \begin{pmatrix} \Sigma_a & \Psi \\ \Psi^\top & \Sigma_b \end{pmatrix} \right),
+Q^*(z_a, z_b) = \mathcal N\left( \begin{pmatrix} \mu_a \cr \mu_b \end{pmatrix},
+ \begin{pmatrix} \Sigma_a & \Psi \cr \Psi^\top & \Sigma_b \end{pmatrix} \right),
 \qquad
 \Psi = \Sigma_a \Sigma_b^{1/2} \big( \Sigma_b^{1/2} \Sigma_a \Sigma_b^{1/2} \big)^{-1/2} \Sigma_b^{1/2} .
 \tag{11}

@@ -154,7 +154,7 @@ For any $Q(Z_a, Z_b)$ Jensen's inequality bounds the logarithm of the integral i
 $$
 \begin{aligned}
 \log p(x, x' \mid \theta) \;\ge\; & \langle \log p(x \mid Z_a, \theta) \rangle_{Q(Z_a)}
- + \langle \log p(Z_a) \rangle_{Q(Z_a)} + \langle \log p(x' \mid Z_b, \theta) \rangle_{Q(Z_b)} \\
+ + \langle \log p(Z_a) \rangle_{Q(Z_a)} + \langle \log p(x' \mid Z_b, \theta) \rangle_{Q(Z_b)} \cr
  & + \langle \log p(Z_b) \rangle_{Q(Z_b)} - \frac\gamma2 \langle c(Z_a, Z_b) \rangle_{Q(Z_a, Z_b)}
  + H(Q(Z_a, Z_b)) .
 \end{aligned}
