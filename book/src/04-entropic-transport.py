@@ -409,8 +409,10 @@ Put [(24)](#eq-24) into [(20)](#eq-20)-[(21)](#eq-21), and the paper's scalar fo
 sums it over the coordinates of a factorised Gaussian:
 
 $$
-\mathcal{WD}_{2,\gamma} = \tfrac\gamma2 \big( \|m_a - m_b\|^2 + \Sigma_a + \Sigma_b \big) - \tfrac12 (u_\gamma - 1)
- + \tfrac12 \log (u_\gamma + 1) - \tfrac12 \log (2 \Sigma_b \Sigma_a) - \log (2 \pi) - 1 .
+\begin{aligned}
+\mathcal{WD}_{2,\gamma} = {} & \tfrac\gamma2 \big( \|m_a - m_b\|^2 + \Sigma_a + \Sigma_b \big) - \tfrac12 (u_\gamma - 1) \\
+ & + \tfrac12 \log (u_\gamma + 1) - \tfrac12 \log (2 \Sigma_b \Sigma_a) - \log (2 \pi) - 1 .
+\end{aligned}
 $$
 """
 
@@ -487,9 +489,9 @@ HTML(
   const ellipse = draw("path", {fill: "none", stroke: "#0072B2", "stroke-width": 0.05});
   const side_a = draw("path", {fill: "none", stroke: "#D55E00", "stroke-width": 0.05});
   const side_b = draw("path", {fill: "none", stroke: "#009E73", "stroke-width": 0.05});
-  for (const [x, y, text] of [[4.25, 3.75, "z_a"], [-4.0, -4.05, "z_b"]]) {
+  for (const [x, y, text] of [[4.25, 3.7, "a"], [-4.0, -4.05, "b"]]) {
     draw("text", {x, y, "font-size": 0.36, fill: "currentColor", "text-anchor": x > 0 ? "end" : "start"})
-      .textContent = text;
+      .innerHTML = `z<tspan dy="0.1" font-size="0.26">${text}</tspan>`;
   }
   const update = () => {
     const gamma = 10 ** Number(root.querySelector("#plan-gamma").value);
@@ -509,7 +511,7 @@ HTML(
     root.querySelector("#plan-sigma").textContent = sigma_b.toFixed(2);
     root.querySelector("#plan-numbers").textContent =
       `correlation ρ = ${rho.toFixed(3)}; mutual information I = ${(0.5 * Math.log1p(w * rho / 2)).toFixed(3)} nats; ` +
-      `expected cost ${cost.toFixed(3)}, of which ${monge.toFixed(3)} is the distance of Wasserstein.`;
+      `expected cost ${cost.toFixed(3)}, where the least possible is ${monge.toFixed(3)}.`;
   };
   root.querySelectorAll("input").forEach((input) => input.addEventListener("input", update));
   update();

@@ -89,7 +89,8 @@ $$
 \langle \log p(Z_a) \rangle &= -\tfrac12 \textstyle\sum_k \big( (\mu_a^k)^2 + \Sigma_a^k \big) - \tfrac{D_z}{2} \log 2 \pi
  \quad \text{(and so for } Z_b \text{)} , \\
 \mathcal{WD}_{2,\gamma} &= \tfrac\gamma2 \textstyle\sum_k \big( (\mu_a^k - \mu_b^k)^2 + \Sigma_a^k + \Sigma_b^k \big)
- - \tfrac12 \textstyle\sum_k \big( (u^k - 1) - \log (u^k + 1) + \log 2 \Sigma_b^k \Sigma_a^k \big) - D_z \log 2 \pi - D_z ,
+ \\
+ &\quad - \tfrac12 \textstyle\sum_k \big( (u^k - 1) - \log (u^k + 1) + \log 2 \Sigma_b^k \Sigma_a^k \big) - D_z \log 2 \pi - D_z ,
 \end{aligned}
 $$
 
