@@ -1,0 +1,96 @@
+"""Pins, commands and pictures: what the repository says of itself is so."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from se_core.experiments import claims
+from se_core.figures import results_digest, table
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+README = (ROOT / "README.md").read_text()
+
+
+def test_environment_yml_has_the_pins_of_pyproject() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert pip[:-1] == PYPROJECT["project"]["dependencies"]
+    assert f"python{PYPROJECT['project']['requires-python']}" in environment["dependencies"]
+
+
+def test_every_dependency_is_pinned_once_and_explained_in_the_readme() -> None:
+    groups = [PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"].values()]
+    pins = [pin for group in groups for pin in group if not pin.startswith("se-core[")]
+    names = [pin.split("==")[0] for pin in pins]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    assert len(names) == len(set(names))
+    assert not [name for name in names if f"`{name}`" not in README]
+
+
+def test_the_readme_s_make_targets_exist() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))  # in code, not in prose
+    assert named
+    assert named <= set(targets)
+
+
+def test_ci_runs_the_readme_s_test_command() -> None:
+    assert "make test" in README
+    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code
+    lines = [line for line in code[1].splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(lines) <= 10
+    short = re.sub(r"range\(\d[\d_]*\)", "range(3)", code[1])
+    assert short != code[1]
+    subprocess.run([sys.executable, "-c", short], check=True, cwd=tmp_path)
+
+
+def test_importing_the_package_changes_nothing_global() -> None:
+    code = """
+import sys, warnings, torch
+before = (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), torch.is_grad_enabled())
+import se_core
+assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), torch.is_grad_enabled())
+heavy = {"matplotlib", "torchvision", "scipy", "torch._inductor.compile_fx"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+RESULTS = ROOT / "book" / "results" / "figure1-small.json"
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return json.loads(RESULTS.read_text())
+
+
+def test_the_readme_shows_the_small_profile_s_own_results(results: dict) -> None:
+    assert table(results) in README
+    picture = (ROOT / "book" / "_static" / "figure1-small.png").read_bytes()
+    assert results_digest(results).encode() in picture
+    assert "book/_static/figure1-small.png" in README
+
+
+def test_the_committed_results_keep_the_promises(results: dict) -> None:
+    """Figure 1 as we claim it: a gain of 1.3 in every panel, intervals apart in (a), (c), (d), colour at 97 %."""
+    for claim in claims(results["records"]):
+        letter = claim["panel"][1]
+        assert claim["gain"] >= 1.3, claim
+        assert claim["apart"] or letter == "b", claim
+        assert all(last <= claim["chance"] for last in claim["last"].values()), claim
+        if letter == "a":
+            assert min(claim["nominal"].values()) >= 0.97, claim
+    assert results["provenance"]["profile"] == "small"
+    assert not results["provenance"]["commit"].endswith("(modified)")
