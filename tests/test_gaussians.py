@@ -90,6 +90,14 @@ def test_entropy_and_divergence_of_full_gaussians(name):
     torch.testing.assert_close(kl_divergence(a, b), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_covariances_hold_variances():
+    a, _ = encoder_pairs(5, 3, torch.float64)
+    expected = torch.distributions.MultivariateNormal(a.mean, a.covariance).variance
+    torch.testing.assert_close(expected, a.log_var.exp(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(a.full().covariance, a.covariance, rtol=1e-14, atol=0)
+    assert (a.covariance.sum(-1) == a.log_var.exp()).all()  # nothing off the diagonal
+
+
 def test_entropy_of_diagonal_gaussians():
     a, _ = encoder_pairs(50, 3, torch.float64)
     expected = Independent(Normal(a.mean, (a.log_var / 2).exp()), 1).entropy()
