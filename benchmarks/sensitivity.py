@@ -38,6 +38,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {"gamma": 10.0},
         {"radius": 0.05},
         {"radius": 0.1},
+        {"radius": 0.05, "gamma": 10.0},
         {"latent_dim": 16},
         {"latent_dim": 16, "covariance": "full"},
     ],
