@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, kl_divergence
-from se_core.transport import entropic_w2_squared, mutual_information
+from se_core.transport import transport_terms
 
 Decoder = Callable[[Tensor], Tensor]
 
@@ -106,10 +106,11 @@ def se_elbo(
     pays KL(q_b || p): it is not the ELBO. Raises ValueError for an invalid v or gamma.
     """
     terms = elbo(x, q_a, decoder, noise_variance, generator)
+    cost, information = transport_terms(q_a, q_b, gamma)
     return terms._replace(
         kl_fictive=kl_divergence(q_b, _standard_normal(q_b)),
-        mutual_information=mutual_information(q_a, q_b, gamma),
-        transport=0.5 * gamma * entropic_w2_squared(q_a, q_b, gamma),
+        mutual_information=information,
+        transport=0.5 * gamma * cost,
     )
 
 

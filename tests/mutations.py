@@ -218,7 +218,16 @@ OBJECTIVES = planted(
     ("2 * math.pi * noise_variance", "2 * math.pi"),
     ("kl_fictive=kl_divergence(q_b,", "kl_fictive=kl_divergence(q_a,"),
     ("transport=0.5 * gamma *", "transport=gamma *"),
-    ("(q_a, q_b, gamma),\n        transport", "(q_a, q_b, gamma / 2),\n        transport"),
+    ("transport_terms(q_a, q_b, gamma)", "transport_terms(q_a, q_b, gamma / 2)"),
+    ("cost, information = transport_terms", "information, cost = transport_terms"),
+    # the model whose evidence is known
+    ("@ self.weight.mT + self.noise_variance * identity", "@ self.weight.mT + self.noise_variance**0.5 * identity"),
+    ("identity + self.weight.mT @ self.weight / self.noise_variance", "identity + self.weight.mT @ self.weight"),
+    ("((x - self.bias) @ self.weight / self.noise_variance)", "((x + self.bias) @ self.weight / self.noise_variance)"),
+    ("torch.linalg.solve_triangular(root.mT, identity, upper=True)", "torch.linalg.inv(root)"),
+    ("q.full().scale if", "q.full().covariance if"),
+    ("/ (2 * self.noise_variance)", "/ self.noise_variance"),
+    ("return at_mean - spread", "return at_mean + spread"),
 )
 
 MUTATIONS = GAUSSIANS + TRANSPORTS + OBJECTIVES
