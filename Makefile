@@ -20,9 +20,7 @@ reproduce: $(RUNTIME)  ## Figure 1 from real digits into runs/figure1-PROFILE (P
 	$(BIN)/se-core reproduce --profile $(PROFILE) --workers $(WORKERS)
 
 test: $(TEST) $(BOOK) lint  ## every test, every cell of the book, and the checks of style and types
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile book/notebooks --nbval --nbval-current-env \
-		--nbval-cell-timeout=180 --nbval-sanitize-with tests/nbval_sanitize.cfg
+	$(ONE_THREAD) $(BIN)/python -m pytest --nbval -n $(WORKERS) --dist loadfile
 
 bench: $(TEST)  ## the benchmarks, as ratios
 	$(ONE_THREAD) $(BIN)/python benchmarks/training_step.py

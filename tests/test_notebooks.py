@@ -1,11 +1,12 @@
 """The chapters: source and notebook agree, everything was executed, and the comparison of outputs can fail.
 
-The comparison itself is `pytest --nbval book/notebooks`, the second half of `make test`.
+The comparison itself is `pytest --nbval`, which `make test` runs.
 """
 
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -71,17 +72,36 @@ def test_each_picture_is_described(source: Path) -> None:
             assert len(description) > 40, f"{source.stem}, cell {index}: a picture needs mystnb.image.alt"
 
 
+def compare(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One notebook executed and compared, as `make test` does all of them."""
+    run = [sys.executable, "-m", "pytest", *NBVAL, "--rootdir", str(path.parent), str(path)]
+    return subprocess.run(
+        run, capture_output=True, text=True, cwd=path.parent, env=os.environ | environment, timeout=300
+    )
+
+
 def test_a_changed_digit_fails_the_comparison_and_is_located(tmp_path: Path) -> None:
     changed = notebook(BOOK / "src" / "02-divergences.py")
     cells = [cell for cell in changed.cells if cell.cell_type == "code"]
     (index, output) = next((i, o) for i, c in enumerate(cells) for o in c.outputs if o.output_type == "stream")
     output.text = re.sub(r"\d(?=\D*$)", lambda digit: str((int(digit[0]) + 1) % 10), output.text)
     nbformat.write(changed, tmp_path / "changed.ipynb")
-    run = [sys.executable, "-m", "pytest", *NBVAL, "--rootdir", str(tmp_path), str(tmp_path / "changed.ipynb")]
-    result = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    result = compare(tmp_path / "changed.ipynb")
     assert result.returncode == 1, result.stdout[-3000:]
     assert f"changed.ipynb::Cell {index}" in result.stdout
     assert result.stdout.count("FAILED") == 1 or "1 failed" in result.stdout
+
+
+def test_a_changed_sign_in_transport_fails_the_comparison_and_is_located(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "se_core", tmp_path / "se_core")
+    transport = tmp_path / "se_core" / "transport.py"
+    right = "_diagonal_w2_squared(a, b) + excess.sum(-1)"  # eq. 19
+    assert transport.read_text().count(right) == 1
+    transport.write_text(transport.read_text().replace(right, right.replace("+", "-")))
+    chapter = shutil.copy(BOOK / "notebooks" / "04-entropic-transport.ipynb", tmp_path)
+    result = compare(Path(chapter), PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1, result.stdout[-3000:]
+    assert re.search(r"FAILED 04-entropic-transport\.ipynb::Cell \d+", result.stdout), result.stdout[-3000:]
 
 
 def test_a_chapter_runs_as_on_colab_where_the_package_is_not_installed(tmp_path: Path) -> None:
