@@ -17,7 +17,8 @@ from torch import nn
 from se_core import DiagonalGaussian, elbo, fictive_sample, se_elbo
 from se_core.figures import METHODS, STYLE
 
-torch.set_num_threads(1)  # the order of additions, and so every digit below, does not depend on the machine's cores
+# The order of additions, and so every digit below, does not depend on the machine's cores.
+torch.set_num_threads(1)
 plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 3.0)})
 
 # %% [markdown]
@@ -31,7 +32,7 @@ random initialisations.
 
 # %% tags=["hide-cell"]
 class Encoder(nn.Module):
-    """x in [0, 1] -> q(Z | x): one hidden layer of sine waves of random frequency, enough to pass through anything."""
+    """x in [0, 1] -> q(Z | x): a layer of sine waves of random frequency; it can pass through anything."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -40,7 +41,9 @@ class Encoder(nn.Module):
         self.register_buffer("phase", 2 * math.pi * torch.rand(60, generator=generator))
         self.head = nn.Linear(60, 2)
         with torch.no_grad():
-            self.head.weight.copy_(torch.randn(2, 60, generator=generator) * torch.tensor([[0.35], [0.05]]))
+            self.head.weight.copy_(
+                torch.randn(2, 60, generator=generator) * torch.tensor([[0.35], [0.05]])
+            )
             self.head.bias.copy_(torch.tensor([0.0, -2.0]))
 
     def forward(self, x: torch.Tensor) -> DiagonalGaussian:
@@ -80,7 +83,9 @@ def draw(axes, encoder: Encoder, style: dict) -> None:
     line = torch.linspace(0, 1, 600)[:, None]
     q = encoder(line)
     mean, sigma = q.mean[:, 0], (q.log_var[:, 0] / 2).exp()
-    axes.fill_between(line[:, 0], mean - 2 * sigma, mean + 2 * sigma, color=style["color"], alpha=0.2, linewidth=0)
+    axes.fill_between(
+        line[:, 0], mean - 2 * sigma, mean + 2 * sigma, color=style["color"], alpha=0.2, linewidth=0
+    )
     axes.plot(line, mean, color=style["color"])
     axes.plot(x, encoder(x).mean, "o", color="k", markersize=4)
     axes.set(xlabel="observation $x$", ylim=(-5.2, 5.2))
@@ -89,7 +94,8 @@ def draw(axes, encoder: Encoder, style: dict) -> None:
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels with the mean and two standard deviations of q(Z|x) against x. Both curves pass through the same seven points and oscillate wildly, and differently, between them."}}
 vaes = [train("vae", seed) for seed in (1, 2)]
 figure, panels = plt.subplots(1, 2, sharey=True, layout="constrained")
-for axes, encoder, title in zip(panels, vaes, ("first initialisation", "second initialisation"), strict=True):
+titles = ("first initialisation", "second initialisation")
+for axes, encoder, title in zip(panels, vaes, titles, strict=True):
     draw(axes, encoder, METHODS["vae"])
     axes.set_title(title, loc="left")
 panels[0].set_ylabel(r"$q(Z \mid x)$: mean $\pm\, 2\sigma$")
@@ -187,7 +193,7 @@ $q(Z \mid x)$ and $q(Z \mid x')$ be easy to couple, at a price $\gamma$. The
 # %% tags=["hide-input"] mystnb={"image": {"alt": "The same two panels for smooth encoders: both curves now rise gently through the seven points, and look alike."}}
 smooth = [train("se", seed) for seed in (1, 2)]
 figure, panels = plt.subplots(1, 2, sharey=True, layout="constrained")
-for axes, encoder, title in zip(panels, smooth, ("first initialisation", "second initialisation"), strict=True):
+for axes, encoder, title in zip(panels, smooth, titles, strict=True):
     draw(axes, encoder, METHODS["se"])
     axes.set_title(title, loc="left")
 panels[0].set_ylabel(r"$q(Z \mid x)$: mean $\pm\, 2\sigma$")

@@ -40,10 +40,18 @@ z = torch.linspace(-0.25, 0.35, 800)
 for width, colour in ((0.08, "0.6"), (0.015, "k")):
     for mean, dash in ((0.0, "-"), (0.1, "--")):
         density = torch.distributions.Normal(mean, width).log_prob(z).exp()
-        densities.plot(z, density, dash, color=colour, label=rf"$\sigma = {width}$" if dash == "-" else None)
+        densities.plot(
+            z, density, dash, color=colour, label=rf"$\sigma = {width}$" if dash == "-" else None
+        )
 densities.set(xlabel="$z$", yticks=[], title="same shift, two widths")
 densities.legend()
-rulers.loglog(sigma, kl_divergence(a, b), color=METHODS["vae"]["color"], linestyle="--", label=r"$\mathcal{KL}$ (nats)")
+rulers.loglog(
+    sigma,
+    kl_divergence(a, b),
+    color=METHODS["vae"]["color"],
+    linestyle="--",
+    label=r"$\mathcal{KL}$ (nats)",
+)
 rulers.loglog(sigma, w2_squared(a, b), color=METHODS["se"]["color"], label="$W_2^2$")
 rulers.set(xlabel=r"$\sigma$", title="how far apart?")
 rulers.legend()
@@ -80,7 +88,8 @@ generator = torch.Generator().manual_seed(0)
 
 
 def random_gaussian(dimension: int) -> FullGaussian:
-    mean, scale = torch.randn(dimension, generator=generator), torch.randn(dimension, dimension, generator=generator)
+    mean = torch.randn(dimension, generator=generator)
+    scale = torch.randn(dimension, dimension, generator=generator)
     return FullGaussian(mean, torch.eye(dimension) + 0.3 * scale)
 
 
@@ -89,7 +98,7 @@ def log_density(p: FullGaussian, z: torch.Tensor) -> torch.Tensor:
 
 
 def gauss_hermite(p: FullGaussian, nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (n^D, D) and weights with which averages over p are exact for polynomials of degree 2 nodes - 1."""
+    """Points (n^D, D) and weights; averages over p are exact up to the degree 2 nodes - 1."""
     x, w = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(nodes))
     dimension = len(p.mean)
     grid = torch.cartesian_prod(*[x] * dimension)
@@ -116,8 +125,11 @@ ratio = torch.linalg.solve(b.covariance, a.covariance)
 stein = torch.trace(ratio) - 3 - torch.linalg.slogdet(ratio).logabsdet
 shift = a.mean - b.mean
 torch.testing.assert_close(terms.covariance, stein / 2, rtol=1e-10, atol=0)
-torch.testing.assert_close(terms.mean, shift @ torch.linalg.solve(b.covariance, shift) / 2, rtol=1e-10, atol=0)
-print(f"covariances {terms.covariance:.3f} + means {terms.mean:.3f} = KL {kl_divergence(a, b):.3f} nats")
+torch.testing.assert_close(
+    terms.mean, shift @ torch.linalg.solve(b.covariance, shift) / 2, rtol=1e-10, atol=0
+)
+total = kl_divergence(a, b)
+print(f"covariances {terms.covariance:.3f} + means {terms.mean:.3f} = KL {total:.3f} nats")
 
 # %% [markdown]
 r"""
@@ -182,7 +194,7 @@ $6 \cdot 10^{-8}$: no digit survives. `se_core.gaussians` sums the series $\frac
 # %% tags=["hide-input"]
 d = torch.tensor([[1e-4]], dtype=torch.float32)
 naive = float((d.exp() - 1 - d) / 2)
-ours = float(kl_divergence(DiagonalGaussian(torch.zeros_like(d), d), DiagonalGaussian(torch.zeros_like(d), 0 * d)))
+ours = float(kl_divergence(DiagonalGaussian(0 * d, d), DiagonalGaussian(0 * d, 0 * d)))
 exact = (math.expm1(float(d)) - float(d)) / 2
 assert abs(ours - exact) < 1e-6 * exact
 assert abs(naive - exact) > 0.5 * exact

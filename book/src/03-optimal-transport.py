@@ -73,7 +73,8 @@ p = np.outer(w, w).ravel() / w.sum() ** 2
 
 cost = torch.cdist(nodes, images).square().numpy()
 n = len(p)
-marginals = np.vstack([np.kron(np.eye(n), np.ones(n)), np.kron(np.ones(n), np.eye(n))])  # eq. 9, row by row
+rows, columns = np.kron(np.eye(n), np.ones(n)), np.kron(np.ones(n), np.eye(n))
+marginals = np.vstack([rows, columns])  # eq. 9
 program = linprog(cost.ravel(), A_eq=marginals, b_eq=np.concatenate([p, p]), method="highs")  # eq. 10
 
 assert program.status == 0
@@ -249,7 +250,9 @@ except ValueError as error:
 else:
     raise AssertionError("a map out of a line")
 plan = coupling(flat, b, gamma=1e6).joint()
-cost = (flat.mean - b.mean).square().sum() + torch.trace(flat.covariance + b.covariance - 2 * plan.covariance[:2, 2:])
+cost = (flat.mean - b.mean).square().sum() + torch.trace(
+    flat.covariance + b.covariance - 2 * plan.covariance[:2, 2:]
+)
 torch.testing.assert_close(cost, w2_squared(flat, b), rtol=1e-5, atol=0)
 
 # %% [markdown]

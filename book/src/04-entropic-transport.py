@@ -20,7 +20,13 @@ from scipy.special import logsumexp
 from se_core import DiagonalGaussian, FullGaussian
 from se_core.figures import METHODS, STYLE
 from se_core.gaussians import entropy
-from se_core.transport import coupling, entropic_cost, entropic_w2_squared, mutual_information, w2_squared
+from se_core.transport import (
+    coupling,
+    entropic_cost,
+    entropic_w2_squared,
+    mutual_information,
+    w2_squared,
+)
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
@@ -73,7 +79,9 @@ $e^{-\gamma c / 2}$ until both marginals fit.
 
 
 # %%
-def sinkhorn(log_kernel: np.ndarray, log_p: np.ndarray, log_q: np.ndarray, sweeps: int = 200) -> np.ndarray:
+def sinkhorn(
+    log_kernel: np.ndarray, log_p: np.ndarray, log_q: np.ndarray, sweeps: int = 200
+) -> np.ndarray:
     """The logarithm of the plan diag(e^f) K diag(e^g) with marginals p and q."""
     g = np.zeros_like(log_q)
     for _ in range(sweeps):
@@ -250,7 +258,9 @@ So does a minimiser that is given nothing but [(16)](#eq-16).
 """
 
 # %%
-care = solve_continuous_are(-np.eye(D_z) / (2 * gamma), np.linalg.cholesky(S_b), S_a.numpy(), np.eye(D_z))
+care = solve_continuous_are(
+    -np.eye(D_z) / (2 * gamma), np.linalg.cholesky(S_b), S_a.numpy(), np.eye(D_z)
+)
 np.testing.assert_allclose(G.numpy(), care, rtol=1e-9)
 
 
@@ -262,7 +272,9 @@ def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
     return float(value.detach()), torch.autograd.grad(value, psi)[0].numpy().ravel()
 
 
-search = minimize(objective, np.zeros(D_z**2), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 500})
+search = minimize(
+    objective, np.zeros(D_z**2), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 500}
+)
 np.testing.assert_allclose(search.x.reshape(D_z, D_z), psi.numpy(), atol=1e-6)
 np.testing.assert_allclose(search.fun, float(F_tilde(psi)), rtol=1e-10)
 
@@ -395,10 +407,11 @@ assert sympy.simplify(numerator / (t**2 + t / g - A * B)).free_symbols == {g}  #
 
 u = sympy.sqrt(1 + 4 * g**2 * A * B)
 roots = sympy.solve(t**2 + t / g - A * B, t)
-assert {sympy.simplify(r) for r in roots} == {sympy.simplify(-1 / (2 * g) + e * u / (2 * g)) for e in (1, -1)}  # eq. 23
+eq_23 = {sympy.simplify(-1 / (2 * g) + sign * u / (2 * g)) for sign in (1, -1)}
+assert {sympy.simplify(root) for root in roots} == eq_23
 
 feasible, other = (u - 1) / (2 * g), (-u - 1) / (2 * g)  # eq. 24, and the root it discards
-# psi^2 = Sigma_a Sigma_b - psi / gamma by eq. 22: at most Sigma_a Sigma_b exactly where psi is not negative.
+# By eq. 22 psi^2 = Sigma_a Sigma_b - psi / gamma: at most Sigma_a Sigma_b exactly where psi >= 0.
 assert sympy.simplify(A * B - feasible**2 - feasible / g) == 0
 assert sympy.simplify(A * B - other**2 - other / g) == 0
 assert other.subs({g: 1, A: 1, B: 1}) < 0 < feasible.subs({g: 1, A: 1, B: 1})
@@ -419,12 +432,19 @@ $$
 # %%
 m = sympy.symbols("Delta", real=True)
 by_definition = (
-    g / 2 * (m**2 + A + B - 2 * feasible) - sympy.log(2 * sympy.pi * sympy.E) - sympy.log(B * (A - feasible**2 / B)) / 2
+    g / 2 * (m**2 + A + B - 2 * feasible)
+    - sympy.log(2 * sympy.pi * sympy.E)
+    - sympy.log(B * (A - feasible**2 / B)) / 2
 )
 printed = (
-    g / 2 * (m**2 + A + B) - (u - 1) / 2 + sympy.log(u + 1) / 2 - sympy.log(2 * A * B) / 2 - sympy.log(2 * sympy.pi) - 1
+    g / 2 * (m**2 + A + B)
+    - (u - 1) / 2
+    + sympy.log(u + 1) / 2
+    - sympy.log(2 * A * B) / 2
+    - sympy.log(2 * sympy.pi)
+    - 1
 )
-values = {g: sympy.Rational(3, 7), A: sympy.Rational(2, 3), B: sympy.Rational(5, 2), m: sympy.Rational(1, 3)}
+values = dict(zip((g, A, B, m), map(sympy.Rational, ("3/7", "2/3", "5/2", "1/3")), strict=True))
 assert abs(sympy.N((by_definition - printed).subs(values), 40)) < 1e-35
 
 ours = entropic_cost(scalar(0.0, (2 / 3) ** 0.5), scalar(1 / 3, 2.5**0.5), 3 / 7)
@@ -441,7 +461,8 @@ sigma_squared = np.float32(np.exp(-8.0))
 u_32 = np.sqrt(np.float32(1) + np.float32(4) * sigma_squared * sigma_squared)
 textbook = (u_32 - np.float32(1)) / np.float32(2)
 exact = (np.sqrt(1 + 4 * np.float64(sigma_squared) ** 2) - 1) / 2
-stable = float(coupling(*2 * [DiagonalGaussian(torch.zeros(1).float(), torch.full((1,), -8.0).float())], 1.0).psi)
+narrow = DiagonalGaussian(torch.zeros(1).float(), torch.full((1,), -8.0).float())
+stable = float(coupling(narrow, narrow, 1.0).psi)
 assert abs(textbook - exact) > 0.05 * exact
 assert abs(stable - exact) < 2e-6 * exact
 
@@ -599,7 +620,8 @@ The grid confirms the first line, for $\mathcal N(0, 1)$, $\mathcal N(0.5, 1.7^2
 relative = (plan * (log_plan - log_p[:, None] - log_q[None, :])).sum()
 OT = (plan * squared).sum() + 2.0 * relative  # epsilon = 2 / gamma = 2
 pair = scalar(0.0, 1.0), scalar(0.5, 1.7)
-np.testing.assert_allclose(OT, float(entropic_w2_squared(*pair, 1.0) + 2 * mutual_information(*pair, 1.0)), rtol=1e-10)
+closed_form = entropic_w2_squared(*pair, 1.0) + 2 * mutual_information(*pair, 1.0)
+np.testing.assert_allclose(OT, float(closed_form), rtol=1e-10)
 print(f"OT with epsilon = 2: {OT:.8f}")
 
 # %% [markdown]

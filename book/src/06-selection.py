@@ -140,7 +140,14 @@ assert gains[3] > 0.75 * gains[-1]  # and five steps already find most of it
 # %% tags=["hide-input"] mystnb={"image": {"alt": "The share of the distance that the strongest attack finds, against the number of steps: it rises steeply up to five steps and flattens after ten."}}
 figure, axes = plt.subplots(figsize=(6.4, 2.4), layout="constrained")
 axes.plot(budgets, [100 * g / gains[-1] for g in gains], **METHODS["se"])
-axes.set(xscale="log", xticks=budgets, xticklabels=budgets, xlabel="steps $L$", ylabel="% of $L = 40$", ylim=(0, 105))
+axes.set(
+    xscale="log",
+    xticks=budgets,
+    xticklabels=budgets,
+    xlabel="steps $L$",
+    ylabel="% of $L = 40$",
+    ylim=(0, 105),
+)
 axes.minorticks_off()
 plt.show()
 
@@ -163,7 +170,9 @@ best = []
 for point in centre:
     sides = [torch.linspace(max(float(p) - 0.3, 0), min(float(p) + 0.3, 1), 600) for p in point]
     best.append(hills(torch.cartesian_prod(*sides)).max())
-found = hills(pgd(hills, centre, radius=0.3, steps=60, restarts=20, generator=torch.Generator().manual_seed(0)))
+found = hills(
+    pgd(hills, centre, radius=0.3, steps=60, restarts=20, generator=torch.Generator().manual_seed(0))
+)
 torch.testing.assert_close(found, torch.stack(best), rtol=0, atol=0.05)
 
 # %% [markdown]

@@ -30,9 +30,16 @@ digits = load("mnist", "train").to(DEVICE)
 def train(**fields):
     """A few hundred steps of `se_core.training`, without its files: the networks, and the terms at each step."""
     config = RunConfig(
-        latent_dim=32, iterations=ITERATIONS, attack_steps=ATTACK_STEPS, batch_size=64, device=DEVICE, **fields
+        latent_dim=32,
+        iterations=ITERATIONS,
+        attack_steps=ATTACK_STEPS,
+        batch_size=64,
+        device=DEVICE,
+        **fields,
     )
-    vae = build_vae("mlp", 1, config.latent_dim, initialisation=config.initialisation, seed=config.seed).to(DEVICE)
+    vae = build_vae(
+        "mlp", 1, config.latent_dim, initialisation=config.initialisation, seed=config.seed
+    ).to(DEVICE)
     optimiser, history = make_optimiser(config, vae), []
     for step in range(config.iterations):
         generator = derived_generator(DEVICE, config.seed, "step", step)
@@ -57,7 +64,7 @@ figure, (left, right) = plt.subplots(1, 2, layout="constrained")
 for terms, method in ((vae_terms, "vae"), (smooth_terms, "se")):
     style = {key: value for key, value in METHODS[method].items() if key != "marker"}
     left.plot(running_mean(-terms[:, column["log_likelihood"]]), **style)
-left.set(xlabel="step", title=r"$-\langle \log p(x \mid Z_a) \rangle$ (nats)", ylim=(-10, 400))
+left.set(xlabel="step", title=r"$-\langle \log p(x \mid Z_a) \rangle$ (nats)", ylim=(-60, 400))
 left.legend()
 for name, label, colour in (
     ("kl", r"$\mathcal{KL}(q_a \| p)$", "#CC79A7"),
@@ -66,7 +73,7 @@ for name, label, colour in (
     ("transport", r"$\frac{\gamma}{2} W^2_{2,\gamma}$", "#009E73"),
 ):
     right.plot(running_mean(smooth_terms[:, column[name]]), color=colour, label=label)
-right.set(xlabel="step", title="what the smooth encoder pays (nats)", ylim=(0, 19))
+right.set(xlabel="step", title="what the smooth encoder pays (nats)", ylim=(0, 24))
 right.legend(ncols=2, loc="upper right")
 plt.show()
 
@@ -115,9 +122,11 @@ z_a = q_a.mean + (q_a.log_var / 2).exp() * torch.randn(
     q_a.mean.shape, generator=same_noise(), dtype=torch.float64, device=DEVICE
 )
 x_bar = model.decode(z_a)
-likelihood = -x[0].numel() / 2 * math.log(2 * math.pi * v) - (x - x_bar).square().flatten(1).sum(-1) / (2 * v)
+miss = (x - x_bar).square().flatten(1).sum(-1)
+likelihood = -x[0].numel() / 2 * math.log(2 * math.pi * v) - miss / (2 * v)
 prior_a, prior_b = (
-    -(q.mean.square() + q.log_var.exp()).sum(-1) / 2 - D_z / 2 * math.log(2 * math.pi) for q in (q_a, q_b)
+    -(q.mean.square() + q.log_var.exp()).sum(-1) / 2 - D_z / 2 * math.log(2 * math.pi)
+    for q in (q_a, q_b)
 )
 var_a, var_b = q_a.log_var.exp(), q_b.log_var.exp()
 u = (1 + 4 * gamma**2 * var_a * var_b).sqrt()

@@ -32,7 +32,8 @@ figure, axes = plt.subplots(layout="constrained")
 for gamma, colour in ((1.0, "#56B4E9"), (10.0, "#0072B2"), (100.0, "k")):
     a = DiagonalGaussian(0 * scale[:, None], 2 * (sigma * scale[:, None]).log())
     b = DiagonalGaussian(shift * scale[:, None], a.log_var)
-    twice_kl = scale.square() - 1 - 2 * scale.log()  # relative to scale 1, the latent's second moment there being 1
+    # Relative to scale 1, the latent's second moment there being 1.
+    twice_kl = scale.square() - 1 - 2 * scale.log()
     price = twice_kl + mutual_information(a, b, gamma) + gamma / 2 * entropic_w2_squared(a, b, gamma)
     best = price.argmin()
     axes.loglog(scale, price, color=colour, label=rf"$\gamma = {gamma:g}$")
@@ -63,7 +64,10 @@ $2 \log \frac1s$ nats for each latent, a logarithm against a square.
 
 # %%
 generator = torch.Generator().manual_seed(0)
-a, b = (DiagonalGaussian(*torch.randn(2, 100, 8, generator=generator, dtype=torch.float64)) for _ in range(2))
+a, b = (
+    DiagonalGaussian(*torch.randn(2, 100, 8, generator=generator, dtype=torch.float64))
+    for _ in range(2)
+)
 s, gamma = 0.3, 5.0
 
 
@@ -73,7 +77,9 @@ def shrunk(q: DiagonalGaussian) -> DiagonalGaussian:
 
 coupling_cost = gamma / 2 * entropic_w2_squared(shrunk(a), shrunk(b), gamma)
 torch.testing.assert_close(coupling_cost, gamma * s**2 / 2 * entropic_w2_squared(a, b, gamma * s**2))
-torch.testing.assert_close(mutual_information(shrunk(a), shrunk(b), gamma), mutual_information(a, b, gamma * s**2))
+torch.testing.assert_close(
+    mutual_information(shrunk(a), shrunk(b), gamma), mutual_information(a, b, gamma * s**2)
+)
 
 # %% [markdown]
 r"""
@@ -126,7 +132,8 @@ def train(gamma: float | None, pinned: bool = False):
     for _ in range(ITERATIONS):
         x = digits.images(torch.randint(len(digits), (64,), generator=generator, device=DEVICE))
         if pinned:
-            vae.encoder.standardise_over(x)  # the data alone decide; the neighbour is measured by the same ruler
+            # The data alone decide; the neighbour is measured by the same ruler.
+            vae.encoder.standardise_over(x)
         q_a = vae.encode(x)
         if gamma is None:
             bound = elbo(x, q_a, vae.decode, V, generator)
@@ -146,7 +153,9 @@ def measure(vae) -> dict[str, float]:
     """Standard deviation of the means, and the share of their variance that an attack of twenty steps moves."""
     x = test.images(torch.arange(300, device=DEVICE))
     q = vae.encode(x)
-    x_prime = fictive_sample(vae.encoder, x, RADIUS, 20, generator=torch.Generator(DEVICE).manual_seed(0))
+    x_prime = fictive_sample(
+        vae.encoder, x, RADIUS, 20, generator=torch.Generator(DEVICE).manual_seed(0)
+    )
     variance = q.mean.var(0)
     return {
         "scale": float(variance.mean().sqrt()),
@@ -168,13 +177,25 @@ pinned = {0.1: train(None, pinned=True), 1.0: train(1.0, pinned=True)}
 pinned[10.0] = train(10.0, pinned=True)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Left: the standard deviation of the means falls with gamma for the free encoder and stays at one for the pinned one. Right: the share of variance moved by the attack falls with gamma, much further for the pinned encoder."}}
-outcomes = {name: {g: measure(v) for g, v in models.items()} for name, models in (("free", free), ("pinned", pinned))}
+outcomes = {
+    name: {g: measure(v) for g, v in models.items()}
+    for name, models in (("free", free), ("pinned", pinned))
+}
 figure, panels = plt.subplots(1, 2, layout="constrained")
 styles = {"free": METHODS["se"], "pinned": {"color": "#009E73", "marker": "^", "linestyle": "-."}}
-for axes, key, title in zip(panels, ("scale", "moved"), ("scale of the means", "share of variance moved"), strict=True):
+titles = {"scale": "scale of the means", "moved": "share of variance moved"}
+for axes, (key, title) in zip(panels, titles.items(), strict=True):
     for name, values in outcomes.items():
-        axes.semilogx(list(values), [o[key] for o in values.values()], **(dict(styles[name]) | {"label": name}))
-    axes.set(xlabel=r"$\gamma$", title=title, xticks=[0.1, *GAMMAS], xticklabels=["VAE", "1", "10"], ylim=(0, None))
+        axes.semilogx(
+            list(values), [o[key] for o in values.values()], **(dict(styles[name]) | {"label": name})
+        )
+    axes.set(
+        xlabel=r"$\gamma$",
+        title=title,
+        xticks=[0.1, *GAMMAS],
+        xticklabels=["VAE", "1", "10"],
+        ylim=(0, None),
+    )
     axes.minorticks_off()
 panels[1].legend()
 plt.show()
@@ -226,7 +247,9 @@ assert accuracy["standardised"][1] < accuracy["raw"][1] - 0.03  # and worse unde
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Bars of accuracy on clean and on attacked digits. The standardised probe is ahead on clean digits and behind on attacked ones."}}
 figure, axes = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
 for offset, (name, values) in enumerate(accuracy.items()):
-    bars = axes.barh([0.8 - 0.35 * offset, 2.3 - 0.35 * offset], [100 * v for v in values[::-1]], 0.3, label=name)
+    bars = axes.barh(
+        [0.8 - 0.35 * offset, 2.3 - 0.35 * offset], [100 * v for v in values[::-1]], 0.3, label=name
+    )
     for bar in bars:
         bar.set_color(("#0072B2", "#E69F00")[offset])
 axes.set(

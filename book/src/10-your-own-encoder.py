@@ -47,7 +47,9 @@ class TheirEncoder(nn.Module):
 
 
 def their_decoder() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(8, 128), nn.GELU(), nn.Linear(128, 784), nn.Sigmoid(), nn.Unflatten(1, (1, 28, 28)))
+    return nn.Sequential(
+        nn.Linear(8, 128), nn.GELU(), nn.Linear(128, 784), nn.Sigmoid(), nn.Unflatten(1, (1, 28, 28))
+    )
 
 
 # %% [markdown]
@@ -63,7 +65,8 @@ means, let $x'$ be the image rotated by a random angle up to 20 degrees.
 def rotate(x: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
     angle = degrees * math.pi / 180
     zero = torch.zeros_like(angle)
-    matrix = torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], -1).view(-1, 2, 3)
+    cos, sin = angle.cos(), angle.sin()
+    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], -1).view(-1, 2, 3)
     grid = nn.functional.affine_grid(matrix, list(x.shape), align_corners=False)
     return nn.functional.grid_sample(x, grid, align_corners=False)
 
@@ -93,7 +96,8 @@ def train(gamma: float | None) -> TheirEncoder:
         if gamma is None:
             bound = elbo(x, q, decoder, 0.1, generator)
         else:
-            bound = se_elbo(x, q, as_gaussian(encoder(select(x, generator))), decoder, 0.1, gamma, generator)
+            q_prime = as_gaussian(encoder(select(x, generator)))
+            bound = se_elbo(x, q, q_prime, decoder, 0.1, gamma, generator)
         optimiser.zero_grad()
         (-bound.value.mean()).backward()
         optimiser.step()
