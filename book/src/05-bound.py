@@ -17,6 +17,7 @@ from torch.distributions import MultivariateNormal
 from se_core import DiagonalGaussian, FullGaussian, elbo, se_elbo
 from se_core.figures import STYLE
 from se_core.gaussians import kl_divergence
+from se_core.objectives import LinearGaussianModel
 from se_core.transport import coupling, entropic_cost, entropic_w2_squared, mutual_information
 
 torch.set_num_threads(1)
@@ -37,41 +38,28 @@ D_x, D_z, v = 5, 2, 0.3
 generator = torch.Generator().manual_seed(4)
 C, c = torch.randn(D_x, D_z, generator=generator), torch.randn(D_x, generator=generator)
 C[:, 1] += 0.7 * C[:, 0]  # so that the posterior is not factorised
-precision = torch.eye(D_z) + C.mT @ C / v  # of the posterior
+model = LinearGaussianModel(weight=C, bias=c, noise_variance=v)
+prior = DiagonalGaussian(torch.zeros(D_z), torch.zeros(D_z))
+
+
+def encode(x: torch.Tensor) -> DiagonalGaussian:
+    """The factorised Gaussian nearest to the posterior: its mean, its precision's diagonal."""
+    posterior = model.posterior(x)
+    precision = torch.linalg.inv(posterior.covariance)
+    return DiagonalGaussian(posterior.mean, -precision.diagonal(dim1=-2, dim2=-1).log())
 
 
 def decoder(z: torch.Tensor) -> torch.Tensor:
     return z @ C.mT + c
 
 
-def log_p(x: torch.Tensor) -> torch.Tensor:
-    return MultivariateNormal(c, C @ C.mT + v * torch.eye(D_x)).log_prob(x)
-
-
-def posterior_mean(x: torch.Tensor) -> torch.Tensor:
-    return (x - c) @ torch.linalg.solve(precision, C.mT / v).mT
-
-
-def encode(x: torch.Tensor) -> DiagonalGaussian:
-    """The factorised Gaussian nearest to the posterior: its mean, and the inverse diagonal of its precision."""
-    return DiagonalGaussian(posterior_mean(x), -precision.diagonal().log().expand(*x.shape[:-1], -1))
-
-
-def log_likelihood(x: torch.Tensor, q: DiagonalGaussian) -> torch.Tensor:
-    """E_q log p(x | Z), exactly."""
-    miss = (x - decoder(q.mean)).square().sum(-1) + q.log_var.exp() @ C.square().sum(0)
-    return -miss / (2 * v) - D_x / 2 * math.log(2 * math.pi * v)
-
-
-prior = DiagonalGaussian(torch.zeros(D_z), torch.zeros(D_z))
-
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Stacked areas against gamma. From the top: the exact log p(x), the ELBO just below it, then losses by the divergence of q_b from the prior, by the mutual information and by the coupling cost; the lower edge is the SE-ELBO, which falls as gamma grows."}}
-x = decoder(torch.tensor([0.8, -0.5])) + 0.2
+x = decoder(torch.tensor([[0.8, -0.5]])) + 0.2  # a batch of one
 x_prime = x + 0.3
 q_a, q_b = encode(x), encode(x_prime)
 gammas = torch.logspace(-2, 1.5, 60)
-B_x = log_likelihood(x, q_a) - kl_divergence(q_a, prior)
-levels = [log_p(x).expand(60), B_x.expand(60)]
+B_x = model.expected_log_likelihood(x, q_a) - kl_divergence(q_a, prior)
+levels = [model.log_evidence(x).expand(60), B_x.expand(60)]
 for loss in (
     kl_divergence(q_b, prior).expand(60),
     mutual_information(q_a, q_b, gammas),
@@ -142,7 +130,8 @@ log_psi = (
     MultivariateNormal(torch.zeros(2 * D_z), torch.eye(2 * D_z)).log_prob(pair)
     - gamma / 2 * (pair[:D_z] - pair[D_z:]).square().sum()
 )
-torch.testing.assert_close(log_psi, log_Z + MultivariateNormal(torch.zeros(2 * D_z), precision_matrix=P).log_prob(pair))
+normalised = MultivariateNormal(torch.zeros(2 * D_z), precision_matrix=P)
+torch.testing.assert_close(log_psi, log_Z + normalised.log_prob(pair))
 
 # %% [markdown]
 r"""
@@ -168,32 +157,36 @@ integral is Gaussian here, and the best $Q$, the exact posterior of the pair, at
 
 
 # %%
-def right_side_of_4(x: torch.Tensor, x_prime: torch.Tensor, Q: MultivariateNormal) -> torch.Tensor:
+def expected_log_prior(q: DiagonalGaussian | FullGaussian) -> torch.Tensor:
+    second_moment = q.mean.square() + q.covariance.diagonal(dim1=-2, dim2=-1)
+    return -(second_moment + math.log(2 * math.pi)).sum(-1) / 2
+
+
+def right_side_of_4(Q: MultivariateNormal) -> torch.Tensor:
     """All six terms, exactly, for a Gaussian Q of the pair."""
     total = Q.entropy()
     for observed, block in ((x, slice(0, D_z)), (x_prime, slice(D_z, None))):
-        mean, covariance = Q.mean[block], Q.covariance_matrix[block, block]
-        miss = (observed - decoder(mean)).square().sum() + torch.trace(C @ covariance @ C.mT)
-        total = total - miss / (2 * v) - D_x / 2 * math.log(2 * math.pi * v)
-        total = total - (mean.square().sum() + torch.trace(covariance) + D_z * math.log(2 * math.pi)) / 2
+        marginal = FullGaussian.from_covariance(Q.mean[block], Q.covariance_matrix[block, block])
+        total = total + model.expected_log_likelihood(observed, marginal) + expected_log_prior(marginal)
     difference = torch.cat([identity, -identity], 1)
-    spread = torch.trace(difference @ Q.covariance_matrix @ difference.mT) + (difference @ Q.mean).square().sum()
-    return total - gamma / 2 * spread
+    spread = torch.trace(difference @ Q.covariance_matrix @ difference.mT)
+    return total - gamma / 2 * (spread + (difference @ Q.mean).square().sum())
 
 
-CC, cc, xx = torch.block_diag(C, C), torch.cat([c, c]), torch.cat([x, x_prime])
-log_integral = log_Z + MultivariateNormal(cc, CC @ torch.linalg.inv(P) @ CC.mT + v * torch.eye(2 * D_x)).log_prob(xx)
+CC, cc, xx = torch.block_diag(C, C), torch.cat([c, c]), torch.cat([x, x_prime], -1)
+covariance = CC @ torch.linalg.inv(P) @ CC.mT + v * torch.eye(2 * D_x)
+log_integral = log_Z + MultivariateNormal(cc, covariance).log_prob(xx)
 
 posterior_precision = P + CC.mT @ CC / v
-posterior = MultivariateNormal(
-    torch.linalg.solve(posterior_precision, CC.mT @ (xx - cc) / v), precision_matrix=posterior_precision
-)
-torch.testing.assert_close(right_side_of_4(x, x_prime, posterior), log_integral)  # eq. 4, with equality
+posterior_mean = torch.linalg.solve(posterior_precision, CC.mT @ (xx[0] - cc) / v)
+posterior = MultivariateNormal(posterior_mean, precision_matrix=posterior_precision)
+torch.testing.assert_close(right_side_of_4(posterior), log_integral)  # eq. 4, with equality
 
 for _ in range(200):
     factor = torch.randn(2 * D_z, 2 * D_z, generator=generator)
-    Q = MultivariateNormal(posterior.mean + 0.3 * torch.randn(2 * D_z, generator=generator), factor @ factor.mT)
-    assert right_side_of_4(x, x_prime, Q) < log_integral < log_integral - log_Z  # eq. 4, normalised or not
+    mean = posterior.mean + 0.3 * torch.randn(2 * D_z, generator=generator)
+    Q = MultivariateNormal(mean, factor @ factor.mT)
+    assert right_side_of_4(Q) < log_integral < log_integral - log_Z  # eq. 4, normalised or not
 
 # %% [markdown]
 r"""
@@ -247,18 +240,20 @@ come from. $\square$
 
 # %%
 scaled = (1 + gamma) / (1 + 2 * gamma)
-torch.testing.assert_close(torch.linalg.inv(P)[:D_z, :D_z], scaled * identity)  # the marginal of Z_a in the field
+torch.testing.assert_close(torch.linalg.inv(P)[:D_z, :D_z], scaled * identity)  # Z_a in the field
 marginal_of_the_field = MultivariateNormal(c, scaled * C @ C.mT + v * torch.eye(D_x)).log_prob(x)
-assert (marginal_of_the_field - log_p(x)).abs() > 0.1  # eq. 5 is no equality
+assert (marginal_of_the_field - model.log_evidence(x)).abs() > 0.1  # eq. 5 is no equality
 
 unnormalised = log_Z + marginal_of_the_field  # log of the middle integral of the proof
 Q = coupling(q_a, q_b, gamma).joint()
 H = -entropic_cost(q_a, q_b, gamma) + gamma / 2 * entropic_w2_squared(q_a, q_b, gamma)
-log_prior = [-(q.mean.square() + q.log_var.exp() + math.log(2 * math.pi)).sum() / 2 for q in (q_a, q_b)]
-SE = log_likelihood(x, q_a) + sum(log_prior) - gamma / 2 * entropic_w2_squared(q_a, q_b, gamma) + H  # eqs. 6-7
+eq_6 = model.expected_log_likelihood(x, q_a) + expected_log_prior(q_a) + expected_log_prior(q_b)
+eq_7 = -gamma / 2 * entropic_w2_squared(q_a, q_b, gamma) + H
+SE = eq_6 + eq_7
 torch.testing.assert_close(H, MultivariateNormal(Q.mean, Q.covariance).entropy())
-assert SE < unnormalised < log_p(x)  # the two steps of the proof
-print(f"SE-ELBO {SE:.4f}  <=  middle {unnormalised:.4f}  <=  log p(x) {log_p(x):.4f} nats")
+steps = [float(bound) for bound in (SE, unnormalised, model.log_evidence(x))]
+assert steps == sorted(steps)  # the two steps of the proof
+print("SE-ELBO {:.4f}  <=  middle {:.4f}  <=  log p(x) {:.4f} nats".format(*steps))
 
 # %% [markdown]
 r"""
@@ -278,27 +273,32 @@ encoders, neighbours and couplings do not break it.
 
 # %%
 n = 20_000
-xs = decoder(torch.randn(n, D_z, generator=generator)) + math.sqrt(v) * torch.randn(n, D_x, generator=generator)
+xs = decoder(torch.randn(n, D_z, generator=generator))
+xs = xs + math.sqrt(v) * torch.randn(n, D_x, generator=generator)
+exact = model.posterior(xs)
 q_as, q_bs = (
     DiagonalGaussian(
-        posterior_mean(xs) + 0.5 * torch.randn(n, D_z, generator=generator),
+        exact.mean + 0.5 * torch.randn(n, D_z, generator=generator),
         torch.randn(n, D_z, generator=generator) - 2,
     )
     for _ in range(2)
 )
 gs = torch.exp(2 * torch.randn(n, generator=generator))
 
-B = log_likelihood(xs, q_as) - kl_divergence(q_as, prior)
-log_priors = [-(q.mean.square() + q.log_var.exp() + math.log(2 * math.pi)).sum(-1) / 2 for q in (q_as, q_bs)]
-B_SE = log_likelihood(xs, q_as) + log_priors[0] + log_priors[1] - entropic_cost(q_as, q_bs, gs)  # section 6
-gap = kl_divergence(q_bs, prior) + mutual_information(q_as, q_bs, gs) + gs / 2 * entropic_w2_squared(q_as, q_bs, gs)
+likelihood = model.expected_log_likelihood(xs, q_as)
+B = likelihood - kl_divergence(q_as, prior)
+WD = entropic_cost(q_as, q_bs, gs)
+B_SE = likelihood + expected_log_prior(q_as) + expected_log_prior(q_bs) - WD  # section 6
+gap = (
+    kl_divergence(q_bs, prior)
+    + mutual_information(q_as, q_bs, gs)
+    + gs / 2 * entropic_w2_squared(q_as, q_bs, gs)
+)
 
 torch.testing.assert_close(B - B_SE, gap, rtol=1e-9, atol=1e-9)
 assert (B_SE < B).all()
-assert (log_p(xs) > B).all()
-
-exact_posterior = FullGaussian(posterior_mean(xs), torch.linalg.cholesky(torch.linalg.inv(precision)))
-torch.testing.assert_close(log_p(xs) - B, kl_divergence(q_as, exact_posterior), rtol=1e-8, atol=1e-8)
+assert (model.log_evidence(xs) > B).all()
+torch.testing.assert_close(model.log_evidence(xs) - B, kl_divergence(q_as, exact), rtol=1e-8, atol=1e-8)
 
 # %% [markdown]
 r"""
@@ -309,14 +309,10 @@ field, is no bound of $\log p(x)$. With good encoders it exceeds it.
 # %%
 good = encode(xs)
 near = encode(xs + 0.05 * torch.randn(n, D_x, generator=generator))
-close = (
-    log_likelihood(xs, good)
-    - kl_divergence(good, prior)
-    - (kl_divergence(near, prior) + mutual_information(good, near, gs) + gs / 2 * entropic_w2_squared(good, near, gs))
-)
+close = model.se_elbo(xs, good, near, gs).value
 with_constant = close + D_z / 2 * torch.log1p(2 * gs)
-assert (close < log_p(xs)).all()
-assert (with_constant > log_p(xs)).any()
+assert (close < model.log_evidence(xs)).all()
+assert (with_constant > model.log_evidence(xs)).any()
 
 # %% [markdown]
 r"""
@@ -337,14 +333,13 @@ def gradient(bound) -> torch.Tensor:
 
 seed = torch.Generator().manual_seed
 plain = gradient(elbo(batch, q_batch, lambda z: z @ weights.mT + c, v, seed(0)))
-smooth = gradient(se_elbo(batch, q_batch, encode(batch + 0.3), lambda z: z @ weights.mT + c, v, gamma, seed(0)))
+q_near = encode(batch + 0.3)
+smooth = gradient(se_elbo(batch, q_batch, q_near, lambda z: z @ weights.mT + c, v, gamma, seed(0)))
 assert torch.equal(plain, smooth)
 
-draws = se_elbo(
-    x.expand(40_000, -1), encode(x.expand(40_000, -1)), encode(x_prime.expand(40_000, -1)), decoder, v, gamma, seed(1)
-)
-error = draws.value.std() / 200
-assert (draws.value.mean() - SE).abs() < 5 * error  # the sampled bound is unbiased
+many, many_prime = x.expand(40_000, -1), x_prime.expand(40_000, -1)
+draws = se_elbo(many, encode(many), encode(many_prime), decoder, v, gamma, seed(1)).value
+assert (draws.mean() - SE).abs() < 5 * draws.std() / 200  # the sampled bound is unbiased
 
 # %% [markdown]
 r"""
