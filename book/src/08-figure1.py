@@ -1,0 +1,341 @@
+# %% [markdown]
+r"""
+# Figure 1
+
+The paper's one figure: accuracy of a linear probe on the representation, against the radius of the attack, for the VAE
+and for the smooth encoder. Four panels, two tasks on colour MNIST with an MLP, and two architectures on MNIST.
+"""
+
+# %%
+import json
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Image
+
+from se_core.evaluation import EvaluationConfig, evaluate
+from se_core.experiments import (
+    PANELS,
+    PROFILES,
+    claims,
+    figure1_runs,
+    mean_and_interval,
+    robustness,
+)
+from se_core.figures import METHODS, STYLE, figure1
+from se_core.training import RunConfig, train
+
+torch.set_num_threads(1)
+plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.8)})
+results = json.loads((Path(BOOK) / "results" / "figure1-small.json").read_text())
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Figure 1 in four panels: adversarial test accuracy against attack radius. In each panel the VAE's accuracy drops quickly and the smooth encoder's gracefully."}}
+picture = BytesIO()
+figure1(results).savefig(picture, dpi=130)
+Image(picture.getvalue())
+
+# %% [markdown]
+r"""
+Lines are means over seeds, bands are 95 % intervals. The vertical line is the radius at which the smooth encoder selected
+its neighbours while training.
+
+## What was run
+
+The picture shows the profile `small`, which trains in minutes on a laptop; the profile `paper` has the paper's sizes.
+Everything that VAE and smooth encoder share is equal between them: architecture, initialisation, optimiser, number of
+steps, observation variance, probe. The committed results carry their provenance.
+"""
+
+# %%
+provenance = results["provenance"]
+size = PROFILES[provenance["profile"]]
+print(f"profile {provenance['profile']}, seeds {provenance['seeds']}, {len(provenance['runs'])} runs")
+print(
+    f"iterations {size.run['iterations']} (convolutional {size.conv['iterations']}), L = {size.run['attack_steps']}"
+)
+print(
+    f"attack on the probe: {size.evaluation.attack_steps} steps, {size.evaluation.test_images} test images"
+)
+
+assert [RunConfig(**run) for run in provenance["runs"]] == figure1_runs(
+    provenance["profile"]
+)  # nothing left out
+
+# %% [markdown]
+r"""
+## The threat model
+
+The attacker knows encoder and probe, and may change every pixel by at most the radius, within $[0, 1]$. The
+representation is the encoder's mean, and the probe a multinomial logistic regression on the raw means, trained on clean
+data. An image counts as lost if any of the attacks succeeds: on the cross-entropy, and on the margin
+{cite}`carlini2016`. So the accuracy cannot rise with the radius.
+"""
+
+# %%
+for panel in PANELS:
+    for method in ("vae", "se"):
+        for seed in provenance["seeds"]:
+            curve = [
+                r["accuracy"]
+                for r in sorted(results["records"], key=lambda r: r["radius"])
+                if (r["dataset"], r["architecture"], r["task"])
+                == (panel.dataset, panel.architecture, panel.task)
+                and (r["method"], r["seed"]) == (method, seed)
+            ]
+            assert curve == sorted(curve, reverse=True)
+
+# %% [markdown]
+r"""
+## The claims
+
+The paper gives no numbers, so there are none to match. It makes claims:
+
+* *nominal* accuracy on the colour task is close to perfect for both (the text says "adversarial", and means nominal);
+* under attack, the VAE's accuracy drops quickly and the smooth encoder's degrades gracefully;
+* a representation trained at one radius is still robust at larger ones ([below](#a-smaller-radius));
+* the ConvNET is a little more robust by itself, and smoothing increases that significantly.
+
+Each as a number: nominal accuracies, and the *gain*, the smooth encoder's mean accuracy over the radii from 0.02 to 0.2,
+divided by the VAE's.
+"""
+
+# %%
+print(f"{'':32s}{'VAE':>6s}{'SE':>8s}{'gain':>8s}   intervals apart at 0.05")
+for claim in claims(results["records"]):
+    nominal = {method: f"{100 * accuracy:.0f} %" for method, accuracy in claim["nominal"].items()}
+    apart = "yes" if claim["apart"] else "no"
+    print(f"{claim['panel']:32s}{nominal['vae']:>6s}{nominal['se']:>8s}{claim['gain']:8.2f}   {apart}")
+    assert claim["gain"] >= 1.3
+    if claim["panel"].startswith("(a)"):
+        assert min(claim["nominal"].values()) >= 0.97
+
+# %% [markdown]
+r"""
+## Read beside it
+
+An encoder can look robust by shrinking, or by forgetting. So beside each robustness figure stand the bound, the error of
+a reconstruction, and the number of active latents.
+"""
+
+# %% tags=["hide-input"]
+rows = {}
+for run, companion in zip(provenance["runs"], results["companions"], strict=True):
+    rows.setdefault((run["dataset"], run["architecture"], run["method"]), []).append(companion)
+print(f"{'':26s}{'ELBO':>8s}{'error':>9s}{'active':>8s}{'variance':>10s}{'moved':>7s}")
+for (dataset, architecture, method), group in rows.items():
+    mean = {key: mean_and_interval([c[key] for c in group])[0] for key in group[0]}
+    print(
+        f"{dataset:14s}{architecture:6s}{method:6s}{mean['elbo']:8.0f}{mean['reconstruction_mse']:9.4f}"
+        f"{mean['active_latents']:8.0f}{mean['latent_variance']:10.1f}{mean['moved_share']:7.2f}"
+    )
+
+# %% [markdown]
+r"""
+*Error* is the mean squared error of a pixel. *Variance* is the total variance of the means. *Moved* is $W_2^2$ under the
+selection attack over that variance: [the next chapter](09-smooth-or-shrink.ipynb) is about it.
+
+## Look at it
+
+Colour digits, what the selection attack makes of them, and what each model reconstructs from either. The attacked digits
+are still the same digits in the same colours to us.
+"""
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Eight coloured digits in seven rows: the digits; for the VAE and for the smooth encoder the attacked digits, the reconstructions of the digits, and those of the attacked digits. The VAE reconstructs attacked digits as other digits in other colours; the smooth encoder blurs them and mostly keeps the colour."}}
+Image(Path(BOOK) / "_static" / "attacked_digits-small.png", width=640)
+
+# %% [markdown]
+r"""
+## One panel, live
+
+The committed results took minutes. Here is a smaller panel (c) that trains as the page is made: the same functions, fewer
+steps, one seed.
+"""
+
+# %%
+size = {
+    "tiny": {"iterations": 800, "attack_steps": 3},
+    "small": {"iterations": 1_500, "attack_steps": 5},
+    "paper": {"iterations": 300_000, "attack_steps": 20},
+}[PROFILE]
+attack = EvaluationConfig(radii=(0.0, 0.02, 0.05, 0.1, 0.2), attack_steps=20, test_images=300)
+live = {}
+with TemporaryDirectory() as runs:
+    for method in METHODS:
+        run = RunConfig(method=method, latent_dim=32, device=DEVICE, **size)
+        evaluation = evaluate(train(run, Path(runs)), attack, DEVICE)
+        records = json.loads(evaluation.read_text())["records"]
+        live[method] = {r["radius"]: r["accuracy"] for r in records}
+
+assert live["se"][0.05] > 1.2 * live["vae"][0.05]
+assert robustness(live["se"]) > robustness(live["vae"])
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Accuracy against attack radius of a VAE and a smooth encoder trained for this page. They start alike, and the smooth encoder's curve falls later."}}
+figure, axes = plt.subplots(layout="constrained")
+for method, curve in live.items():
+    axes.plot(list(curve), [100 * accuracy for accuracy in curve.values()], **METHODS[method])
+axes.set(xlabel="attack radius (pixels in [0, 1])", ylabel="accuracy (%)", ylim=(0, 100))
+axes.legend()
+plt.show()
+
+# %% [markdown]
+r"""
+## How the settings were chosen
+
+VAE and smooth encoder share the observation variance $v$, the initialisation, the number of steps and the probe. Whoever
+chooses these could favour one of the two. So we changed one at a time, at 800 steps, with three seeds each.
+"""
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "The gain under each changed setting, one point a seed, for MNIST digits, colour MNIST colours and colour MNIST digits. Nearly all points lie to the right of one; the largest gains are those of colours with PyTorch's initialisation."}}
+study = json.loads((Path(BOOK) / "results" / "sensitivity.json").read_text())
+own = {"gamma", "radius"}  # the smooth encoder's own; the rest it shares with the VAE
+
+
+def name(change: dict) -> str:
+    return ", ".join(f"{setting} {value}" for setting, value in change.items()) or "as chosen"
+
+
+gains: dict[tuple, dict[str, list[float]]] = {}
+nominal: dict[tuple, dict[str, list[float]]] = {}
+for vae, se in zip(study["rows"][::2], study["rows"][1::2], strict=True):
+    assert (vae["method"], se["method"], vae["seed"], vae["change"]) == (
+        "vae",
+        "se",
+        se["seed"],
+        se["change"],
+    )
+    if own & set(vae["change"]):
+        continue
+    for task in vae["accuracy"]:
+        curves = [dict(zip(study["radii"], run["accuracy"][task], strict=True)) for run in (vae, se)]
+        panel, change = (vae["base"], task), name(vae["change"])
+        gain = robustness(curves[1]) / robustness(curves[0])
+        gains.setdefault(panel, {}).setdefault(change, []).append(gain)
+        nominal.setdefault(panel, {}).setdefault(change, []).append(curves[0][0.0])
+
+changes = list(dict.fromkeys(change for of_panel in gains.values() for change in of_panel))
+figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+styles = (("#0072B2", "s"), ("#D55E00", "o"), ("#009E73", "^"))
+for offset, (panel, of_panel), (colour, marker) in zip(
+    (-0.2, 0, 0.2), gains.items(), styles, strict=True
+):
+    for change, values in of_panel.items():
+        line = [changes.index(change) + offset] * len(values)
+        label = ", ".join(panel) if change == "as chosen" else None
+        axes.plot(values, line, marker, color=colour, label=label, markersize=4)
+axes.axvline(1, color="0.6", linewidth=0.8)
+axes.set(xscale="log", xlabel="gain of the smooth encoder over the VAE")
+axes.set_xticks([1, 1.5, 2, 3, 5], ["1", "1.5", "2", "3", "5"])
+axes.set_yticks(range(len(changes)), changes)
+axes.minorticks_off()
+axes.invert_yaxis()
+axes.legend()
+plt.show()
+
+# %%
+print(f"{'':56s}{'nominal VAE':>11s}{'gain':>7s}")
+for panel, of_panel in gains.items():
+    for change, values in of_panel.items():
+        gain, _ = mean_and_interval(values)
+        clean, _ = mean_and_interval(nominal[panel][change])
+        print(f"{', '.join(panel):22s}{change:34s}{100 * clean:9.0f} %{gain:7.2f}")
+        assert gain > 1.1  # no shared setting turns the answer round
+
+# %% [markdown]
+r"""
+No setting turns the answer round, and some make it look better than we show it. A larger $v$ raises the gain and lowers
+what both have to lose. PyTorch's initialisation gives the largest gain of all, on colours, because it ruins the VAE. We took
+$v = 0.1$ a channel: of the three, the one with the most accurate VAE on MNIST, and on three channels the same balance
+between likelihood and coupling. The price is visible, too. At $v = 0.1$ the digits of the colour images are read more
+accurately by both, and the gain on them is small.
+
+Full covariances, which the paper derives and does not use, train as well. At 16 latents they bring about as much as
+factorised ones.
+
+(a-smaller-radius)=
+## A smaller radius
+
+The paper observes that "a representation that is trained with small selection radius is still adversarially robust against
+attacks with a larger radius". Figure 1 cannot show it, for its selection radius is the large one. So we trained at radius
+0.05 as well.
+"""
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Accuracy against attack radius on MNIST. The smooth encoder with selection radius 0.05 and gamma 1 lies on the VAE's curve. With selection radius 0.2 and gamma 1 it lies above, and with selection radius 0.05 and gamma 10 it lies higher still, also beyond radius 0.05."}}
+variants = {"VAE": ({}, "vae")}
+variants |= {
+    rf"$\epsilon = {change.get('radius', 0.2):g}$, $\gamma = {change.get('gamma', 1.0):g}$": (
+        change,
+        "se",
+    )
+    for change in ({"radius": 0.05}, {}, {"radius": 0.05, "gamma": 10.0})
+}
+means = {}
+for label, (change, method) in variants.items():
+    runs = [
+        row["accuracy"]["digit"]
+        for row in study["rows"]
+        if (row["base"], row["change"], row["method"]) == ("mnist", change, method)
+    ]
+    means[label] = dict(zip(study["radii"], torch.tensor(runs).mean(0).tolist(), strict=True))
+figure, axes = plt.subplots(layout="constrained")
+looks = (("#D55E00", "o", "--"), ("#56B4E9", "v", ":"), ("#0072B2", "s", "-"), ("#009E73", "^", "-."))
+for (label, curve), (colour, marker, dash) in zip(means.items(), looks, strict=True):
+    percent = [100 * accuracy for accuracy in curve.values()]
+    axes.plot(list(curve), percent, color=colour, marker=marker, linestyle=dash, label=label)
+axes.axvline(0.05, color="0.8", linewidth=0.8, zorder=0)
+axes.set(
+    xlabel="attack radius (pixels in [0, 1])", ylabel="accuracy (%)", xlim=(-0.01, 0.3), ylim=(0, 100)
+)
+axes.legend(title="trained with")
+plt.show()
+
+# %%
+plain, weak, paper, strong = means.values()
+assert robustness(weak) < 1.1 * robustness(plain)  # at gamma = 1 the small radius buys nothing,
+assert robustness(strong) > 1.5 * robustness(plain)  # at gamma = 10 it buys as much as the large one,
+assert strong[0.1] > 5 * plain[0.1]  # beyond the radius of training, too,
+assert strong[0.0] > plain[0.0] - 0.05  # and costs next to nothing on clean digits
+
+# %% [markdown]
+r"""
+At $\gamma = 1$ the claim fails: the curve of the small radius lies on the VAE's. At $\gamma = 10$ it holds, and costs
+next to nothing in nominal accuracy. There is a simple reason. The spring charges $\frac\gamma2$ times a squared shift, and a neighbour four
+times nearer shifts a smooth encoder's mean a quarter as far. To be felt as much, it needs sixteen times the $\gamma$. So
+$\gamma$ and $\epsilon$ are not two knobs to be turned one by one: it is $\gamma \epsilon^2$ that one feels.
+"""
+
+# %% [markdown]
+r"""
+## Reproduce it
+
+```
+make reproduce PROFILE=small    # the picture above, in minutes
+make reproduce PROFILE=paper    # the paper's sizes; a GPU is a good idea
+```
+
+## Exercises
+
+**1.** The probe is trained on clean data, never against attacks. What would adversarial training of the probe change?
+
+:::{dropdown} Solution
+It would find the directions of the latent that the attacker cannot move. That measures what robust information the
+representation holds, and not whether an ordinary user of it is safe. The paper asks the second question.
+:::
+
+**2.** By the rule of thumb above, which $\gamma$ belongs to a selection radius of 0.1? How would you find out?
+
+:::{dropdown} Solution
+$\gamma \epsilon^2 = 1 \cdot 0.2^2$ at $\epsilon = 0.1$ gives $\gamma = 4$. Train and evaluate it:
+`se-core train --radius 0.1 --gamma 4`, then `se-core evaluate` with the folder that it prints.
+:::
+
+## What we checked
+
+* The results are those of all runs of the profile, and no accuracy rises with the radius.
+* The gain is at least 1.3 in each panel, and nominal accuracy on colour at least 97 %.
+* A pair trained for this page tells the same story.
+* The answer does not hang on a setting that both models share.
+* The paper's remark on small radii fails at $\gamma = 1$ and holds at $\gamma = 10$.
+"""
