@@ -36,6 +36,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "mnist": [
         *SHARED,
         {"gamma": 10.0},
+        {"radius": 0.0},  # x' = x: the control, which pays each of the terms and smooths nothing
         {"radius": 0.05},
         {"radius": 0.1},
         {"radius": 0.05, "gamma": 10.0},

@@ -229,6 +229,7 @@ def test_claims_are_computed_from_the_records() -> None:
         for radius, accuracy in {0.0: 0.45, 0.02: 0.3, 0.05: 0.2, 0.2: 0.1, 0.4: 0.01}.items()
     ]  # fmt: skip
     for claim, panel in zip(claims(records), PANELS, strict=True):
+        assert claim["robustness"] == pytest.approx({"vae": 0.2, "se": 0.4})
         assert claim["gain"] == pytest.approx(2.0)
         assert claim["apart"]
         assert claim["nominal"] == pytest.approx({"vae": 0.45, "se": 0.9})
