@@ -164,12 +164,8 @@ def entropy(q: Gaussian | Distribution) -> Tensor:
     q = as_gaussian(q)
     if isinstance(q, DiagonalGaussian):
         return (q.log_var + LOG_2_PI_E).sum(-1) / 2
-    dimension, rank = q.scale.shape[-2:]
-    if rank < dimension:
-        log_volume = q.scale.new_full(q.scale.shape[:-2], -math.inf)
-    else:
-        log_volume = torch.linalg.slogdet(square_factor(q.scale)).logabsdet
-    return log_volume + dimension * LOG_2_PI_E / 2
+    log_volume = torch.linalg.slogdet(square_factor(q.scale)).logabsdet
+    return log_volume + q.scale.shape[-2] * LOG_2_PI_E / 2
 
 
 class KLTerms(NamedTuple):
@@ -187,7 +183,8 @@ class KLTerms(NamedTuple):
 def kl_terms(a: Gaussian | Distribution, b: Gaussian | Distribution) -> KLTerms:
     """KL(a || b) split into its scale-invariant part and its Mahalanobis part, eq. 8.
 
-    Both are +inf where a covariance is singular (the supports of two singular Gaussians are not compared).
+    The first is +inf where either covariance is singular (the supports of two singular Gaussians are not compared), the
+    second where that of b is.
     """
     a, b = matched(a, b)
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
@@ -217,18 +214,17 @@ def _itakura_saito(log_ratio: Tensor) -> Tensor:
 
 
 def square_factor(scale: Tensor) -> Tensor:
-    """A square factor (..., D, D) of scale @ scale.mT, for a scale with at least D columns."""
+    """A factor (..., D, D) of scale @ scale.mT, whatever the number of columns of scale."""
     dimension, rank = scale.shape[-2:]
-    return scale if rank == dimension else torch.linalg.qr(scale.mT).R.mT
+    if rank <= dimension:
+        return torch.nn.functional.pad(scale, (0, dimension - rank))
+    return torch.linalg.qr(scale.mT).R.mT
 
 
 def _full_kl_terms(a: FullGaussian, b: FullGaussian) -> KLTerms:
     # Both terms are seen from the coordinates in which b is standard: no covariance is formed, so none is squared.
     batch = batch_shape(a, b)
     dimension = b.mean.shape[-1]
-    if min(a.scale.shape[-1], b.scale.shape[-1]) < dimension:
-        infinite = b.mean.new_full(batch, math.inf)
-        return KLTerms(infinite, infinite)
     scale_b = square_factor(b.scale)
     right = torch.cat([square_factor(a.scale).expand(*batch, -1, -1), _column(a.mean - b.mean, batch)], -1)
     whitened, failed = torch.linalg.solve_ex(scale_b.expand(*batch, -1, -1), right)
