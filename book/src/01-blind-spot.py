@@ -228,7 +228,7 @@ chapter](09-smooth-or-shrink.ipynb).
 
 :::{dropdown} Solution
 No. The decoder enters [(1)](#eq-1) only under the average over $q(Z \mid x^{(n)})$ at the data. It cannot see, nor
-punish, what $q(Z \mid x)$ is at any other $x$. It can only make some latents mean nothing.
+punish, what $q(Z \mid x)$ is at any other $x$.
 :::
 
 **2.** What is the constant of [(1)](#eq-1) if two of the $N$ data points are equal?

@@ -116,7 +116,8 @@ r"""
 ## Its two parts
 
 The first bracket compares the covariances alone. It is half the log-det divergence (also named after Stein, and for
-scalars after Itakura and Saito). The second is a squared Mahalanobis distance of the means, in the metric of $\Sigma_b$.
+scalars after Itakura and Saito). The second is half the squared Mahalanobis
+distance of the means, in the metric of $\Sigma_b$.
 """
 
 # %%

@@ -2,8 +2,8 @@
 r"""
 # Optimal transport between Gaussians
 
-Move one heap of sand onto another at the least cost. Between two Gaussians the answer is a linear map, and the cost has
-a closed form. Both are derived here, and then confronted with a linear program that knows nothing of Gaussians.
+Move one heap of sand onto another at the least cost. Between two Gaussians the answer is an affine map, and the cost
+has a closed form. Both are derived here, and then confronted with a linear program that knows nothing of Gaussians.
 """
 
 # %%
@@ -61,7 +61,7 @@ $$
 For discrete distributions [(9)](#eq-9) is a list of linear equations and [(10)](#eq-10) a linear program. That gives an
 independent judge. A cost that depends on second moments alone does not see whether a distribution is Gaussian, so we
 may replace the Gaussian $Q_a$ by a discrete distribution with the same moments: the nodes $z_i$ and weights $p_i$ of
-Gauss-Hermite quadrature. Its image under the affine map $T$ has the moments of $Q_b$. If $T$ is optimal for the
+Gauss-Hermite quadrature. Its image under the affine map $T$ from $a$ to $b$, derived below, has the moments of $Q_b$. If $T$ is optimal for the
 Gaussians, it is optimal for the nodes, for both are a matter of $T$ being the gradient of a convex function.
 """
 
@@ -115,7 +115,8 @@ $$
 \qquad \text{with equality at } K = X Y^\top .
 $$
 
-Take $L_b = \Sigma_b^{1/2}$: then $\Psi = L_a X Y^\top L_b^\top$ is the $\Psi$ of [(11)](#eq-11), and
+Take $L_b = \Sigma_b^{1/2}$. Then $(L_b \Sigma_a L_b)^{1/2} = Y \operatorname{diag}(s)\, Y^\top$, so
+$\Psi = L_a X Y^\top L_b^\top$ is the $\Psi$ of [(11)](#eq-11), and
 $\sum_k s_k = \operatorname{Tr} (\Sigma_b^{1/2} \Sigma_a \Sigma_b^{1/2})^{1/2}$. $\square$
 """
 
@@ -205,8 +206,8 @@ That is what the selection mechanism of the smooth encoder maximises.
 ## Float32 is enough, in the right form
 
 Near equal arguments the trace form [(12)](#eq-12) subtracts large numbers. The same number is a sum of squares, the
-Procrustes distance of the two factors: $\|L_a X Y^\top - L_b\|_F^2$. An attack that starts close to its target needs
-the difference.
+Procrustes distance of the two factors: $\|L_a X Y^\top - L_b\|_F^2$. An attack starts where
+the two are close, and needs exactly these digits.
 """
 
 # %%
@@ -221,7 +222,7 @@ trace_form = float(np.trace(c_a + c_b - 2 * sqrtm(root @ c_a @ root).real.astype
 
 true_here = float(w2_squared(*(FullGaussian(q.mean.double(), q.scale.double()) for q in single)))
 assert abs(ours - true_here) < 1e-3 * true_here
-assert abs(trace_form - true_here) > 10 * true_here  # not a digit left, not even the sign
+assert abs(trace_form - true_here) > 10 * true_here  # not a digit left
 
 # %% [markdown]
 r"""
@@ -236,8 +237,9 @@ Only if $L_a^\top L_b = 0$: the two Gaussians live in orthogonal subspaces. Then
 **2.** Let $\Sigma_a$ be singular. Is there a map from $a$ to $b$? Is there a plan?
 
 :::{dropdown} Solution
-Mass on a line cannot be mapped onto a plane without being split, so there is no map if $\Sigma_b$ has full rank. The
-plan exists, and [(12)](#eq-12) holds by continuity. `monge_map` refuses, `coupling` works:
+If $\Sigma_b$ has full rank there are maps, but none is affine and none is optimal: the only optimal plan is the map from
+$b$ to $a$, which sends many points to one. Seen from $a$, the mass must split. The plan exists, and [(12)](#eq-12) holds
+by continuity. `monge_map` refuses, `coupling` works:
 :::
 """
 

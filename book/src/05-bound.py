@@ -28,17 +28,17 @@ plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 3.2)})
 r"""
 ## A model where everything is known
 
-Let the decoder be affine: $X = C Z + c + \sqrt v\, \varepsilon$ with $Z \sim \mathcal N(0, I)$. Then
-$p(x) = \mathcal N(x; c, C C^\top + v I)$ and the posterior are Gaussian and exact. Below, $q(Z \mid x)$ is the
+Let the decoder be affine: $X = C Z + m + \sqrt v\, \varepsilon$ with $Z \sim \mathcal N(0, I)$. Then
+$p(x) = \mathcal N(x; m, C C^\top + v I)$ and the posterior are Gaussian and exact. Below, $q(Z \mid x)$ is the
 best factorised approximation, $q(Z \mid x')$ belongs to a neighbour $x'$, and the areas are what the bound gives away.
 """
 
 # %%
 D_x, D_z, v = 5, 2, 0.3
 generator = torch.Generator().manual_seed(4)
-C, c = torch.randn(D_x, D_z, generator=generator), torch.randn(D_x, generator=generator)
+C, m = torch.randn(D_x, D_z, generator=generator), torch.randn(D_x, generator=generator)
 C[:, 1] += 0.7 * C[:, 0]  # so that the posterior is not factorised
-model = LinearGaussianModel(weight=C, bias=c, noise_variance=v)
+model = LinearGaussianModel(weight=C, bias=m, noise_variance=v)
 prior = DiagonalGaussian(torch.zeros(D_z), torch.zeros(D_z))
 
 
@@ -50,7 +50,7 @@ def encode(x: torch.Tensor) -> DiagonalGaussian:
 
 
 def decoder(z: torch.Tensor) -> torch.Tensor:
-    return z @ C.mT + c
+    return z @ C.mT + m
 
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Stacked areas against gamma. From the top: the exact log p(x), the ELBO just below it, then losses by the divergence of q_b from the prior, by the mutual information and by the coupling cost; the lower edge is the SE-ELBO, which falls as gamma grows."}}
@@ -108,10 +108,10 @@ With $c(z_a, z_b) = \|z_a - z_b\|^2$ and standard normal priors, $\psi$ is a Gau
 the priors $Z_a - Z_b \sim \mathcal N(0, 2I)$, so
 
 $$
-Z \equiv \int \psi = \big\langle e^{-\frac\gamma2 \|Z_a - Z_b\|^2} \big\rangle = (1 + 2\gamma)^{-D_z/2} \le 1 .
+\mathcal Z \equiv \int \psi = \big\langle e^{-\frac\gamma2 \|Z_a - Z_b\|^2} \big\rangle = (1 + 2\gamma)^{-D_z/2} \le 1 .
 $$
 
-The cell checks it by determinants: $\psi = Z \cdot \mathcal N(0, P^{-1})$, where $P$ collects the quadratic form.
+The cell checks it by determinants: $\psi = \mathcal Z \cdot \mathcal N(0, P^{-1})$, where $P$ collects the quadratic form.
 """
 
 # %%
@@ -150,7 +150,7 @@ $$
 \tag{4}
 $$
 
-The sign $\propto$ of [(2)](#eq-2) hides the constant $-\log Z \ge 0$. With it the right side would be larger, so
+The sign $\propto$ of [(2)](#eq-2) hides the constant $-\log \mathcal Z \ge 0$. With it the right side would be larger, so
 [(4)](#eq-4) holds as it stands, and is a little loose. Read as a bound of the unnormalised integral it is tight: the
 integral is Gaussian here, and the best $Q$, the exact posterior of the pair, attains it.
 """
@@ -173,12 +173,12 @@ def right_side_of_4(Q: MultivariateNormal) -> torch.Tensor:
     return total - gamma / 2 * (spread + (difference @ Q.mean).square().sum())
 
 
-CC, cc, xx = torch.block_diag(C, C), torch.cat([c, c]), torch.cat([x, x_prime], -1)
+CC, mm, xx = torch.block_diag(C, C), torch.cat([m, m]), torch.cat([x, x_prime], -1)
 covariance = CC @ torch.linalg.inv(P) @ CC.mT + v * torch.eye(2 * D_x)
-log_integral = log_Z + MultivariateNormal(cc, covariance).log_prob(xx)
+log_integral = log_Z + MultivariateNormal(mm, covariance).log_prob(xx)
 
 posterior_precision = P + CC.mT @ CC / v
-posterior_mean = torch.linalg.solve(posterior_precision, CC.mT @ (xx[0] - cc) / v)
+posterior_mean = torch.linalg.solve(posterior_precision, CC.mT @ (xx[0] - mm) / v)
 posterior = MultivariateNormal(posterior_mean, precision_matrix=posterior_precision)
 torch.testing.assert_close(right_side_of_4(posterior), log_integral)  # eq. 4, with equality
 
@@ -241,7 +241,7 @@ come from. $\square$
 # %%
 scaled = (1 + gamma) / (1 + 2 * gamma)
 torch.testing.assert_close(torch.linalg.inv(P)[:D_z, :D_z], scaled * identity)  # Z_a in the field
-marginal_of_the_field = MultivariateNormal(c, scaled * C @ C.mT + v * torch.eye(D_x)).log_prob(x)
+marginal_of_the_field = MultivariateNormal(m, scaled * C @ C.mT + v * torch.eye(D_x)).log_prob(x)
 assert (marginal_of_the_field - model.log_evidence(x)).abs() > 0.1  # eq. 5 is no equality
 
 unnormalised = log_Z + marginal_of_the_field  # log of the middle integral of the proof
@@ -302,7 +302,7 @@ torch.testing.assert_close(model.log_evidence(xs) - B, kl_divergence(q_as, exact
 
 # %% [markdown]
 r"""
-A warning for those who would like to win back the constant: $\mathcal B_{SE} - \log Z$, the bound of the *normalised*
+A warning for those who would like to win back the constant: $\mathcal B_{SE} - \log \mathcal Z$, the bound of the *normalised*
 field, is no bound of $\log p(x)$. With good encoders it exceeds it.
 """
 
@@ -332,9 +332,9 @@ def gradient(bound) -> torch.Tensor:
 
 
 seed = torch.Generator().manual_seed
-plain = gradient(elbo(batch, q_batch, lambda z: z @ weights.mT + c, v, seed(0)))
+plain = gradient(elbo(batch, q_batch, lambda z: z @ weights.mT + m, v, seed(0)))
 q_near = encode(batch + 0.3)
-smooth = gradient(se_elbo(batch, q_batch, q_near, lambda z: z @ weights.mT + c, v, gamma, seed(0)))
+smooth = gradient(se_elbo(batch, q_batch, q_near, lambda z: z @ weights.mT + m, v, gamma, seed(0)))
 assert torch.equal(plain, smooth)
 
 many, many_prime = x.expand(40_000, -1), x_prime.expand(40_000, -1)
@@ -355,8 +355,9 @@ told to place the neighbours near the prior.
 **2.** And at $x' = x$?
 
 :::{dropdown} Solution
-Neither. The loss is $\mathcal{KL}(q_a \| p) + I + \frac\gamma2 \langle c \rangle$: twice the usual divergence, as in a
-$\beta$-VAE with $\beta = 2$, plus the price of coupling a distribution to itself. Both are fair controls for experiments.
+Neither. The gap is $\mathcal{KL}(q_a \| p) + I + \frac\gamma2 \langle c \rangle$: with the ELBO's own, twice the usual
+divergence, as in a VAE whose divergence is weighted by $\beta = 2$, plus the price of coupling a distribution to itself. It
+is a fair control, and [Figure 1](08-figure1.ipynb) has it.
 :::
 
 **3.** Which property of $c$ does the proof use?

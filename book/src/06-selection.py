@@ -44,7 +44,7 @@ x_prime = fictive_sample(vae.encoder, x, RADIUS, steps=20, generator=generator)
 noise = RADIUS * (2 * torch.randint(2, x.shape, generator=generator, device=DEVICE) - 1)
 x_random = (x + noise).clamp(0, 1)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three rows of eight images of digits with their reconstructions below. The digits with random noise are reconstructed as themselves; the attacked digits, changed no more, are reconstructed as something else."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three rows of eight images of digits with their reconstructions below. With random noise the reconstructions change a little; those of the attacked digits, changed no more, are of something else."}}
 rows = {
     "digit $x$": x,
     "reconstructed": vae.reconstruct(x),
@@ -64,8 +64,8 @@ plt.show()
 
 # %% [markdown]
 r"""
-Both neighbours differ from $x$ by at most 0.2 in each pixel. The random one is a noisy digit to us and to the encoder.
-The attacked one still looks like the same digit to us. To the encoder it is another one.
+Both neighbours differ from $x$ by at most 0.2 in each pixel, and both still look like the same digit to us. Noise changes
+the reconstruction a little; the attack changes it wholly.
 
 ## The attack
 
@@ -94,7 +94,7 @@ assert float(x_prime.min()) >= 0
 assert float(x_prime.max()) <= 1
 assert float(moved.mean()) > 5 * float(moved_by_noise.mean())
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Histogram of the squared Wasserstein distance moved by random neighbours and by attacked ones on a logarithmic axis; the two barely overlap, the attack moves more than ten times as far."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Histogram of the squared Wasserstein distance moved by random neighbours and by attacked ones on a logarithmic axis; they do not overlap, and the attack moves several times as far."}}
 figure, axes = plt.subplots(figsize=(6.4, 2.4), layout="constrained")
 bins = torch.logspace(-1.5, 2.5, 45).tolist()
 axes.hist(moved_by_noise.cpu(), bins, color="0.6", label="random neighbour")
@@ -108,7 +108,7 @@ r"""
 ## Why not start at $x$ itself
 
 At $x' = x$ the distance is at its minimum, zero, and its gradient is exactly zero. An ascent that starts there stays
-there. It does not fail loudly: it returns $x$, and the smooth encoder trains as if nobody ever disagreed. So the attack
+there. It does not fail loudly: it returns $x$, and the smooth encoder trains without an adversary. So the attack
 starts from a uniformly random point of the ball.
 """
 
@@ -121,8 +121,8 @@ assert gradient.abs().max() == 0
 r"""
 ## How many steps
 
-The paper uses $L = 20$ steps. Each costs a pass forwards and backwards through the encoder, so a smooth encoder trains
-$L$ times slower than a VAE. The curve says what the steps buy. The step size is $\alpha = 2.5\, \epsilon / L$, so that
+The paper uses $L = 20$ steps. Each costs a pass forwards and backwards through the encoder, so the search soon takes most
+of the training time. The curve says what the steps buy. The step size is $\alpha = 2.5\, \epsilon / L$, so that
 for each $L$ the far side of the ball is within reach.
 """
 

@@ -22,24 +22,19 @@ from se_core.transport import entropic_cost
 
 torch.set_num_threads(1)
 plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.8)})
-ITERATIONS = {"tiny": 300, "small": 3_000, "paper": 300_000}[PROFILE]
-ATTACK_STEPS = {"tiny": 3, "small": 5, "paper": 20}[PROFILE]
+SIZE = {
+    "tiny": {"iterations": 300, "attack_steps": 3},
+    "small": {"iterations": 3_000, "attack_steps": 5},
+    "paper": {"iterations": 300_000, "attack_steps": 20},
+}[PROFILE]
 digits = load("mnist", "train").to(DEVICE)
 
 
 def train(**fields):
-    """A few hundred steps of `se_core.training`, without its files: the networks, and the terms at each step."""
-    config = RunConfig(
-        latent_dim=32,
-        iterations=ITERATIONS,
-        attack_steps=ATTACK_STEPS,
-        batch_size=64,
-        device=DEVICE,
-        **fields,
-    )
-    vae = build_vae(
-        "mlp", 1, config.latent_dim, initialisation=config.initialisation, seed=config.seed
-    ).to(DEVICE)
+    """The networks after some steps of `se_core.training`, and the terms at each step."""
+    config = RunConfig(latent_dim=32, batch_size=64, device=DEVICE, **SIZE, **fields)
+    initialisation = config.initialisation
+    vae = build_vae("mlp", 1, config.latent_dim, initialisation=initialisation).to(DEVICE)
     optimiser, history = make_optimiser(config, vae), []
     for step in range(config.iterations):
         generator = derived_generator(DEVICE, config.seed, "step", step)
@@ -52,7 +47,7 @@ def train(**fields):
 vae, vae_terms = train(method="vae")
 smooth, smooth_terms = train(method="se", gamma=1.0)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels against training steps. Left: the negative log-likelihood of VAE and smooth encoder falls steeply, the VAE's ends a little lower. Right: four losses of the smooth encoder; the transport cost is the largest, the divergence of q_a from the prior rises steadily, mutual information and the divergence of q_b stay below."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels against training steps. Left: the negative log-likelihood of VAE and smooth encoder falls steeply, the VAE's ends a little lower. Right: four losses of the smooth encoder. The divergence of q_a from the prior falls, then rises to the largest; the transport cost is next, the divergence of q_b and the mutual information stay below."}}
 
 
 def running_mean(series: torch.Tensor, width: int = 20) -> torch.Tensor:
@@ -184,7 +179,7 @@ variances = {
 active = {name: int((values > 0.01).sum()) for name, values in variances.items()}
 assert active["smooth encoder,\nPyTorch's initialisation"] < active["smooth encoder"]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Variance of the mean of each latent, sorted, on a logarithmic axis. All latents of VAE and smooth encoder are above the threshold of 0.01; with PyTorch's initialisation the variances are ten times smaller and a third falls below."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Variance of the mean of each latent, sorted, on a logarithmic axis. All latents of VAE and smooth encoder are above the threshold of 0.01; with PyTorch's initialisation the variances are about ten times smaller and many fall below."}}
 figure, axes = plt.subplots(layout="constrained")
 styles = (METHODS["vae"], METHODS["se"], {"color": "#009E73", "marker": "^", "linestyle": ":"})
 for (name, values), style in zip(variances.items(), styles, strict=True):
@@ -220,7 +215,7 @@ Figure 1 therefore choose $v$ in proportion to the number of channels.
 
 ## What we checked
 
-* The bound as section 6 prints it (with the one sign of the means mended) equals the library's, to ten digits, on trained
+* The bound as section 6 prints it (with the subscript of the means mended) equals the library's, to ten digits, on trained
   networks.
 * All four losses are nonnegative at each step, and the likelihood rises.
 * With PyTorch's initialisation fewer latents wake.

@@ -25,7 +25,7 @@ plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.8)})
 ITERATIONS = {"tiny": 350, "small": 4_000, "paper": 40_000}[PROFILE]
 ATTACK_STEPS, RADIUS, V = 3, 0.2, 0.1
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "What the smooth encoder pays for one latent, as a function of the factor by which it shrinks, for gamma 1, 10 and 100. The minimum moves from near one to a third and to a tenth."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "What the smooth encoder pays for one latent, as a function of the factor by which it shrinks, for gamma 1, 10 and 100. The minimum moves to smaller scales as gamma grows."}}
 scale = torch.logspace(-1.7, 0.3, 200, dtype=torch.float64)
 shift, sigma = 1.0, 0.3  # of one latent: the shift of its mean under attack, its posterior width
 figure, axes = plt.subplots(layout="constrained")
@@ -44,8 +44,8 @@ plt.show()
 
 # %% [markdown]
 r"""
-The curve is the price of one latent whose mean an attack shifts by one standard deviation, if encoder and decoder agree
-to shrink it. Nothing about the encoder's smoothness changes along the curve. The larger $\gamma$, the smaller the best
+The curve is the price of one latent whose mean an attack shifts by one unit, the prior's standard deviation, if encoder and
+decoder agree to shrink it. Nothing about the encoder's smoothness changes along the curve. The larger $\gamma$, the smaller the best
 latent.
 
 ## A shrunken encoder at $\gamma$ is the same encoder at $\gamma s^2$
@@ -91,14 +91,13 @@ $$
 \frac{\big\langle W_2^2\big(q(Z \mid x), q(Z \mid x')\big) \big\rangle}{\operatorname{Tr} \operatorname{Cov}\, \mu(X)} .
 $$
 
-It is unchanged when the latent is rescaled. A share above 1 means that the attack moves an image farther than another
-image is away.
+It is unchanged when the latent is rescaled. Two images are $2 \operatorname{Tr} \operatorname{Cov} \mu$ apart in mean square, so
+a share above 2 means that the attack moves an image farther than another image is away.
 
 ## The way out, and how to close it
 
-We train at several $\gamma$, once as the paper does and once with the scale *pinned*: the means are standardised over the
-data by the mean and the variance of
-the batch, without parameters. The bound holds for any encoder, so this is a choice of encoder and nothing else.
+We train at several $\gamma$, once as the paper does and once with the scale *pinned*: each latent's mean is
+standardised by its mean and variance over the batch, like a batch norm without parameters. The bound holds for any encoder, so this is a choice of encoder and nothing else.
 """
 
 # %%
@@ -176,7 +175,7 @@ pinned = {0.1: train(None, pinned=True), 1.0: train(1.0, pinned=True)}
 # %%
 pinned[10.0] = train(10.0, pinned=True)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: the standard deviation of the means falls with gamma for the free encoder and stays at one for the pinned one. Right: the share of variance moved by the attack falls with gamma, much further for the pinned encoder."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: the standard deviation of the means falls with gamma for the free encoder and stays near one for the pinned one. Right: the share of variance moved by the attack falls with gamma, much further for the pinned encoder."}}
 outcomes = {
     name: {g: measure(v) for g, v in models.items()}
     for name, models in (("free", free), ("pinned", pinned))
@@ -217,8 +216,8 @@ assert pinned_outcome[10.0]["moved"] < 0.7 * free_outcome[10.0]["moved"]  # and 
 r"""
 ## The probe's part
 
-Robustness is measured through a probe, and the probe has a say. Suppose that some latents sleep: their means vary by 0.01
-over the data. A probe on the raw means all but ignores them. A probe on *standardised* means sees them at scale 1, a
+Robustness is measured through a probe, and the probe has a say. Suppose that some latents sleep: their means have a
+standard deviation of 0.01 over the data. A probe on the raw means all but ignores them. A probe on *standardised* means sees them at scale 1, a
 hundred times larger; and whatever the attacker moves there is magnified as much. Standardising, a harmless habit
 elsewhere, hands the attacker a lever. We give the attacked digits of one encoder to both probes.
 """
@@ -244,7 +243,7 @@ assert spread.max() > 5 * spread.min()  # some latents are far smaller than othe
 assert accuracy["standardised"][0] > accuracy["raw"][0] - 0.02  # no worse on clean digits,
 assert accuracy["standardised"][1] < accuracy["raw"][1] - 0.03  # and worse under attack
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars of accuracy on clean and on attacked digits. The standardised probe is ahead on clean digits and behind on attacked ones."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars of accuracy on clean and on attacked digits. The standardised probe is no worse on clean digits and behind on attacked ones."}}
 figure, axes = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
 for offset, (name, values) in enumerate(accuracy.items()):
     bars = axes.barh(
@@ -263,8 +262,7 @@ plt.show()
 
 # %% [markdown]
 r"""
-So in this book the probe is fitted on the raw means, with a recorded penalty, and the share of variance moved stands
-beside each accuracy.
+So in this book the probe is fitted on the raw means, with a recorded penalty.
 
 ## Exercises
 
@@ -286,5 +284,5 @@ included them. And if the two had rulers of their own, the encoder could learn t
 
 * A shrunken encoder at $\gamma$ pays for coupling what the encoder itself pays at $\gamma s^2$, exactly.
 * The free encoder at $\gamma = 10$ has less than 0.6 of the VAE's scale. The pinned one keeps its scale and moves less.
-* A probe on standardised latents is better on clean digits and worse under attack.
+* A probe on standardised latents is no worse on clean digits and worse under attack.
 """

@@ -124,7 +124,7 @@ for name, curve in curves.items():
 axes.axvspan(-20, 20, color="0.93", zorder=0)
 axes.text(0, axes.get_ylim()[1] * 0.93, "selected while training", ha="center", color="0.4", fontsize=8)
 axes.set(xlabel="rotation (degrees)", ylabel="$W_2^2$ moved / variance of means")
-axes.legend(loc="upper right")
+axes.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
@@ -145,8 +145,8 @@ r"""
   for invariance in one. If two kinds of neighbour matter, draw one at random for each batch.
 * **$\gamma$** is the price of a squared unit of the latent, in half nats. Start at 1. If the share of variance moved stays
   high, go up tenfold, and watch the number of active latents.
-* **$v$**, the observation variance, weighs the image against the coupling. Halving $v$ is like halving $\gamma$, up to
-  the prior.
+* **$v$**, the observation variance, weighs the image against the coupling. Halving $v$ halves the weight of all
+  four other terms.
 * **Which distance to report.** `w2_squared` for how far a representation moves; `sinkhorn_divergence` for a smooth
   measure that is zero exactly at equality; `entropic_cost` is the bound's own term, not a distance.
 
