@@ -3,9 +3,9 @@
 The comparison itself is `pytest --nbval`, which `make test` runs.
 """
 
-import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,11 +20,7 @@ BOOK = ROOT / "book"
 SOURCES = sorted((BOOK / "src").glob("*.py"))
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=60", "-p", "no:cacheprovider", "-o", "addopts="]
 
-spec = importlib.util.spec_from_file_location("execute", BOOK / "execute.py")
-assert spec
-assert spec.loader
-execute = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(execute)
+EXECUTE = runpy.run_path(str(BOOK / "execute.py"))
 
 
 def notebook(source: Path) -> nbformat.NotebookNode:
@@ -38,7 +34,7 @@ def test_each_chapter_has_its_notebook_and_no_notebook_is_left_over() -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_source_and_notebook_agree_cell_by_cell(source: Path) -> None:
-    expected, found = execute.convert(source).cells, notebook(source).cells
+    expected, found = EXECUTE["convert"](source).cells, notebook(source).cells
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
         place = f"{source.stem}, cell {index}: run `make notebooks`"
         assert (a.cell_type, a.source, a.id) == (b.cell_type, b.source, b.id), place
@@ -58,7 +54,7 @@ def test_each_cell_was_executed_in_order_and_without_a_complaint(source: Path) -
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_nothing_that_differs_between_machines_is_kept(source: Path) -> None:
     found = notebook(source)
-    assert dict(found.metadata) == execute.METADATA
+    assert dict(found.metadata) == EXECUTE["METADATA"]
     assert "execution" not in {key for cell in found.cells for key in cell.metadata}
     printed = [o.text for c in found.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
     assert not [text for text in printed if re.search(r"/home/|/root/|/tmp/|0x[0-9a-f]{6,}|\d\.\d{9,}", text)]
