@@ -41,13 +41,17 @@ class FullGaussian(NamedTuple):
         """The Gaussian with this covariance, shape (..., D, D), factored by its symmetric eigendecomposition.
 
         Works for singular covariances, where a Cholesky factorisation fails. The gradient with respect to
-        `covariance` needs distinct eigenvalues; where that matters, parametrise by `scale` instead.
+        `covariance` needs distinct positive eigenvalues; where that matters, parametrise by `scale` instead.
 
         Raises:
-            ValueError: if the covariance is not square, not symmetric, or has a negative eigenvalue, beyond rounding.
+            ValueError: if the covariance is not square, not symmetric, or has a negative eigenvalue, beyond rounding;
+                if the mean has another dimension.
         """
-        if covariance.ndim < 2 or covariance.shape[-1] != covariance.shape[-2]:
-            raise ValueError(f"covariance must have shape (..., D, D), got {tuple(covariance.shape)}")
+        if covariance.ndim < 2 or not covariance.shape[-1] == covariance.shape[-2] == mean.shape[-1]:
+            raise ValueError(
+                f"mean must have shape (..., D) and covariance (..., D, D), got {tuple(mean.shape)} and "
+                f"{tuple(covariance.shape)}"
+            )
         rounding = covariance.shape[-1] * torch.finfo(covariance.dtype).eps
         size = torch.linalg.matrix_norm(covariance)
         asymmetry = torch.linalg.matrix_norm(covariance - covariance.mT)
@@ -90,7 +94,7 @@ Gaussian = DiagonalGaussian | FullGaussian
 
 
 def as_gaussian(distribution: Gaussian | Distribution) -> Gaussian:
-    """Read a `torch.distributions` object as one of our two families; ours are checked and returned as they are.
+    """Read a `torch.distributions` object as one of our two families; ours are checked, their batches broadcast.
 
     `Independent(Normal(...), n)` and `Normal` become a `DiagonalGaussian`, `MultivariateNormal` a `FullGaussian`. Event
     and batch dimensions keep their meaning: the last n dimensions of `Independent` are flattened into D, and a bare
@@ -102,10 +106,12 @@ def as_gaussian(distribution: Gaussian | Distribution) -> Gaussian:
     """
     if isinstance(distribution, DiagonalGaussian):
         _check_fields(distribution, distribution.mean, distribution.log_var, "log_var", (-1,))
-        return distribution
+        batch = batch_shape(distribution)
+        return DiagonalGaussian(distribution.mean.expand(*batch, -1), distribution.log_var.expand(*batch, -1))
     if isinstance(distribution, FullGaussian):
         _check_fields(distribution, distribution.mean, distribution.scale, "scale", (-2, -1))
-        return distribution
+        batch = batch_shape(distribution)
+        return FullGaussian(distribution.mean.expand(*batch, -1), distribution.scale.expand(*batch, -1, -1))
     if isinstance(distribution, Normal):
         return DiagonalGaussian(distribution.loc[..., None], 2 * distribution.scale[..., None].log())
     if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
@@ -189,7 +195,7 @@ def kl_terms(a: Gaussian | Distribution, b: Gaussian | Distribution) -> KLTerms:
     a, b = matched(a, b)
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
         covariance = _itakura_saito(a.log_var - b.log_var)
-        mean = (a.mean - b.mean).square() * (-b.log_var).exp()
+        mean = ((a.mean - b.mean) * (-b.log_var / 2).exp()).square()  # in this order it overflows last
         return KLTerms(covariance.sum(-1) / 2, mean.sum(-1) / 2)
     return _full_kl_terms(a.full(), b.full())
 

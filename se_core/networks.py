@@ -1,6 +1,6 @@
 """Encoders and decoders of section 7, and the variational autoencoder made of one of each.
 
-Images have shape (..., C, 28, 28) with pixels in [0, 1]; latents have shape (..., latent_dim).
+Images have shape (B, C, 28, 28) with pixels in [0, 1]; latents have shape (B, latent_dim).
 """
 
 import itertools

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, kl_divergence
+from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, as_gaussian, kl_divergence
 from se_core.transport import transport_terms
 
 Decoder = Callable[[Tensor], Tensor]
@@ -42,7 +42,8 @@ class ElboTerms(NamedTuple):
 
 
 def reparameterised_sample(q: Gaussian, generator: torch.Generator | None = None) -> Tensor:
-    """z = mean + scale noise, the shape of the mean; differentiable in both parameters (Kingma and Welling, 2013)."""
+    """z = mean + scale noise, (..., D); differentiable in both parameters (Kingma and Welling, 2013)."""
+    q = as_gaussian(q)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=q.mean.device, dtype=q.mean.dtype)
@@ -82,10 +83,13 @@ def elbo(
 
     x: (B, ...) in [0, 1]; q: q(Z | x), mean (B, latent_dim); decoder: z -> mean image, the shape of x;
     noise_variance: v > 0. Only the likelihood is sampled (one draw), the KL is exact. Raises ValueError for a v that
-    is not positive and for batches that differ.
+    is not positive, for batches that differ, and for a decoded image of another shape than x.
     """
     _validate(x, q, noise_variance)
-    log_likelihood = gaussian_log_likelihood(x, decoder(reparameterised_sample(q, generator)), noise_variance)
+    mean = decoder(reparameterised_sample(q, generator))
+    if mean.shape != x.shape:
+        raise ValueError(f"decoder returned images of shape {tuple(mean.shape)} for x of shape {tuple(x.shape)}")
+    log_likelihood = gaussian_log_likelihood(x, mean, noise_variance)
     zero = torch.zeros_like(log_likelihood)
     return ElboTerms(log_likelihood, kl_divergence(q, _standard_normal(q)), zero, zero, zero)
 
@@ -145,8 +149,10 @@ class LinearGaussianModel(NamedTuple):
         """E_q log p(x|z) without sampling: the value at the mean, less Tr(W Sigma W^T) / (2 v)."""
         scale = q.full().scale if isinstance(q, DiagonalGaussian) else q.scale
         spread = (self.weight @ scale).square().sum((-2, -1)) / (2 * self.noise_variance)
-        at_mean = gaussian_log_likelihood(x, q.mean @ self.weight.mT + self.bias, self.noise_variance)
-        return at_mean - spread
+        x, mean = torch.broadcast_tensors(x, q.mean @ self.weight.mT + self.bias)
+        rows, means = x.reshape(-1, len(self.bias)), mean.reshape(-1, len(self.bias))
+        at_mean = gaussian_log_likelihood(rows, means, self.noise_variance)
+        return at_mean.reshape(x.shape[:-1]) - spread
 
     def se_elbo(self, x: Tensor, q_a: Gaussian, q_b: Gaussian, gamma: float | Tensor) -> ElboTerms:
         """The SE-ELBO with an exact likelihood term; x (B, D_x). Its ELBO is `log_likelihood - kl`."""

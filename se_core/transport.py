@@ -17,19 +17,21 @@ squared latent (costs) or in nats, and accepts two Gaussians of either family, o
 one is promoted to a full one only when it meets a full one.
 
 Errors, alike for all functions: `TypeError` and `ValueError` of `se_core.gaussians.matched` where the distributions do
-not fit together; `ValueError` where gamma is negative, NaN or infinite; `TypeError` where a tensor gamma has another
-dtype or device.
+not fit together; `ValueError` where gamma is negative, NaN or infinite, or does not broadcast with the batch;
+`TypeError` where a tensor gamma has another dtype or device.
 
 Differentiation: the diagonal family is made of ordinary torch operations, so that higher derivatives, `torch.compile`
-and `torch.func` work. The full family is one `autograd.Function` with an analytic first derivative; it raises on a
-second one and under `torch.func` transforms, and `torch.compile` leaves it in eager mode. W_2^2 has no derivative
-where a covariance is singular (like a square root at 0); the value returned there is one-sided.
+and `torch.func` work (under `vmap` with a float gamma). The full family is one `autograd.Function` with an analytic
+first derivative; it raises on a second one and under `torch.func` transforms, and `torch.compile` leaves it in eager
+mode. W_2^2 has no derivative where a covariance is singular (like a square root at 0); the value returned there is
+one-sided.
 
-Range: 2 gamma and gamma s must not overflow; in float32 that admits gamma = 1e30 with variances up to 1e8. In float32
-the gradient of the full family has an error of about 1e-7 gamma |L| besides the relative one: at gamma beyond 1e5 use
-float64.
+Range: 2 gamma and gamma s must not overflow; in float32 that admits gamma = 1e30 with variances up to 1e8. W_2^2 needs
+log-variances that differ by less than 350 in float32. There the gradient of the full family has an error of about
+1e-7 gamma |L| besides the relative one: at gamma beyond 1e5 use float64.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -234,6 +236,12 @@ def _checked(
             f"gamma must have the dtype and device of the distributions, {dtype} on {device}, got {gamma.dtype} on "
             f"{gamma.device}; convert it with .to"
         )
+    try:
+        torch.broadcast_shapes(batch_shape(a, b), gamma.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"gamma must broadcast with the batch {tuple(batch_shape(a, b))}, got the shape {tuple(gamma.shape)}"
+        ) from error
     if gamma.numel() and not torch.compiler.is_compiling():
         lowest, highest = torch.stack(gamma.detach().aminmax()).tolist()
         _check_coupling_strength(highest if lowest >= 0 else lowest, dtype)
@@ -255,7 +263,8 @@ def _diagonal_plan(a: DiagonalGaussian, b: DiagonalGaussian, gamma: Tensor) -> _
     # Written in 1/s: 1/s + gamma does not overflow where gamma s would, and where the gradients of the quotients
     # underflow, their true value does too.
     strength = gamma[..., None]
-    inverse_overlap = (-(a.log_var + b.log_var) / 2).exp()
+    largest = math.log(torch.finfo(a.log_var.dtype).max) - 1  # beyond it s is zero for every purpose
+    inverse_overlap = (-(a.log_var + b.log_var) / 2).clamp(max=largest).exp()
     rho = _correlation(inverse_overlap, strength)
     excess = 2 * (1 + rho) / (2 * strength + torch.hypot(inverse_overlap, 2 * strength))  # W^2_{2,gamma} - W_2^2
     return _Plan(gamma, rho, rho / inverse_overlap, _diagonal_w2_squared(a, b) + excess.sum(-1))

@@ -38,7 +38,25 @@ def test_as_gaussian_keeps_event_and_batch_dimensions():
     assert isinstance(full, FullGaussian)
     torch.testing.assert_close(full.covariance, normal.covariance_matrix)
     for q in (full, DiagonalGaussian(loc, scale)):
-        assert as_gaussian(q) is q
+        assert all(torch.equal(ours, given) for ours, given in zip(as_gaussian(q), q, strict=True))
+
+
+def test_batches_of_mean_and_spread_broadcast():
+    mean, log_var, scale = torch.randn(5, 3), torch.randn(3), torch.eye(3)
+    for q in (
+        DiagonalGaussian(mean, log_var),
+        FullGaussian(mean, scale),
+        DiagonalGaussian(mean[:1], log_var.expand(5, 3)),
+    ):
+        assert entropy(q).shape == (5,)
+        assert [term.shape for term in kl_terms(q, q)] == [(5,), (5,)]
+        assert [field.shape[0] for field in as_gaussian(q)] == [5, 5]
+
+
+def test_divergence_of_equal_and_very_narrow_gaussians_is_zero():
+    for dtype, log_var in ((torch.float32, -120.0), (torch.float64, -1000.0)):
+        q = DiagonalGaussian(torch.ones(2, dtype=dtype), torch.full((2,), log_var, dtype=dtype))
+        assert kl_divergence(q, q) == 0
 
 
 def test_as_gaussian_refuses_the_rest():

@@ -141,7 +141,8 @@ def test_float32_gradients_are_finite_where_encoders_live_and_beyond() -> None:
         for gamma in (0.0, 1.0, 1e6):
             parameters = [torch.full((2, 4), value, requires_grad=True) for value in (0.5, log_var, 0.5, log_var)]
             q_a, q_b = DiagonalGaussian(*parameters[:2]), DiagonalGaussian(*parameters[2:])
-            terms = se_elbo(X[:2].float(), q_a, q_b, lambda z: z.sum(-1)[:, None, None, None], V, gamma, _generator())
+            x = X[:2].float()
+            terms = se_elbo(x, q_a, q_b, lambda z, x=x: z.sum(-1)[:, None, None, None] + 0 * x, V, gamma, _generator())
             terms.value.sum().backward()
             assert bool(terms.value.isfinite().all())
             assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in parameters), (log_var, gamma)
@@ -167,3 +168,9 @@ def test_a_gamma_that_is_none_is_refused(gamma: float) -> None:
 def test_batches_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="q has 5 examples and x has 4"):
         elbo(X[:4], Q_A, decoder, V)
+
+
+def test_a_decoder_of_another_shape_is_refused() -> None:
+    """(B, 28, 28) against (B, 1, 28, 28) would broadcast to (B, B, 28, 28), silently."""
+    with pytest.raises(ValueError, match=r"decoder returned images of shape .* for x of shape"):
+        elbo(X, Q_A, lambda z: decoder(z)[:, 0], V)

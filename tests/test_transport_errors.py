@@ -98,3 +98,9 @@ def test_half_precision_is_for_diagonal_gaussians():
     assert entropic_cost(a, b, 1.0).dtype == torch.bfloat16
     with pytest.raises(TypeError, match="float32 or float64 for transport"):
         entropic_w2_squared(a.full(), b.full(), 1.0)
+
+
+def test_a_gamma_that_does_not_fit_the_batch():
+    q = DiagonalGaussian(torch.zeros(5, 3), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"gamma must broadcast with the batch \(5,\), got the shape \(7,\)"):
+        entropic_w2_squared(q, q, torch.ones(7))

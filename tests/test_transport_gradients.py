@@ -222,3 +222,15 @@ def test_the_full_family_runs_inside_a_compiled_function():
     function = on_full(lambda a, b: entropic_w2_squared(a, b, 1.0) + w2_squared(a, b))
     compiled = torch.compile(function, backend="aot_eager")
     torch.testing.assert_close(compiled(*a, *b), function(*a, *b))
+
+
+def test_vanishing_variances_have_finite_gradients():
+    # 1/s overflows in float32; the value is that of two points, and the derivative by a log-variance is zero.
+    for log_var in (-85.0, -89.0, -150.0):
+        fields = [torch.full((2,), value, requires_grad=True) for value in (0.5, log_var, -0.5, log_var)]
+        a, b = DiagonalGaussian(*fields[:2]), DiagonalGaussian(*fields[2:])
+        for value in (entropic_w2_squared(a, b, 1.0), w2_squared(a, b)):
+            assert value == 2
+            gradients = torch.autograd.grad(value, fields)
+            assert [g.tolist() for g in gradients[::2]] == [[2.0, 2.0], [-2.0, -2.0]]
+            assert all(g.abs().max() < 1e-30 for g in gradients[1::2])
