@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call
 
-from se_core.gaussians import Gaussian
+from se_core.gaussians import Gaussian, as_gaussian
 from se_core.transport import w2_squared
 
 Objective = Callable[[Tensor], Tensor]
@@ -73,11 +74,15 @@ def pgd(
     best of several starts is kept, example by example. generator: on the device of x. compile: run the whole loop
     under `torch.compile` (worth it for many calls of one shape).
 
-    Returns a tensor of the shape of x, detached. Raises ValueError for a radius that is negative or not finite, for
-    fewer than one step or restart, and for an x outside `bounds` (checked on the CPU only, where it costs no
-    synchronisation).
+    Returns a tensor of the shape of x, detached. Raises TypeError for an x that is not floating; ValueError for a
+    radius that is negative or not finite, for fewer than one step or restart, and for an x outside `bounds` (checked
+    on the CPU only, where it costs no synchronisation).
     """
     step_size = _validated_ball(radius, steps, step_size, restarts)
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x must hold floating-point pixels, got {x.dtype}; scale images to [0, 1] (divide uint8 by 255)"
+        )
     low, high = bounds
     x = x.detach()
     if x.device.type == "cpu" and x.numel() and not (float(x.min()) >= low and float(x.max()) <= high):
@@ -110,7 +115,7 @@ def fictive_sample(
     radius: float,
     steps: int,
     divergence: Divergence = w2_squared,
-    q_x: Gaussian | None = None,
+    q_x: Gaussian | Distribution | None = None,
     attack_dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
     compile: bool = False,
@@ -118,24 +123,25 @@ def fictive_sample(
     """The selection mechanism of section 2.1: x' near x whose representation differs most from that of x.
 
     Maximises divergence(q(Z | x), q(Z | x')) over |x' - x| <= radius, W_2^2 (eq. 12) unless another is given. q(Z | x)
-    is encoded once (or passed as q_x, detached here). attack_dtype: the precision in which the encoder is
-    differentiated, bfloat16 where the hardware has it; x' itself keeps the dtype of x. Shapes, units and errors as
-    in `pgd`. No gradient flows through the result.
+    is encoded once (or passed as q_x, detached here), as any Gaussian that `as_gaussian` reads. attack_dtype: the
+    precision in which the encoder is differentiated, bfloat16 where the hardware has it; x' itself keeps the dtype of
+    x. The encoder's buffers, such as running statistics, are left as they were. Shapes, units and errors as in `pgd`.
+    No gradient flows through the result.
     """
+    weights = {name: w.detach() for name, w in encoder.named_parameters()}
+    weights |= {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    if attack_dtype is not None:
+        weights = {name: w.to(attack_dtype) if w.is_floating_point() else w for name, w in weights.items()}
+
     if q_x is None:
         with torch.no_grad():
             q_x = encoder(x)
+    q_x = as_gaussian(q_x)
     target = type(q_x)(*(parameter.detach() for parameter in q_x))
 
-    weights = {name: w.detach() for name, w in encoder.state_dict(keep_vars=True).items()}
-    if attack_dtype is not None:
-        weights = {name: w.to(attack_dtype) for name, w in weights.items()}
-
     def objective(x_prime: Tensor) -> Tensor:
-        if attack_dtype is None:
-            return divergence(target, functional_call(encoder, weights, (x_prime,)))
-        q = functional_call(encoder, weights, (x_prime.to(attack_dtype),))
-        return divergence(target, type(q)(*(parameter.to(x.dtype) for parameter in q)))
+        q = as_gaussian(functional_call(encoder, weights, (x_prime.to(attack_dtype or x.dtype),)))
+        return divergence(target, type(q)(*(parameter.to(target.mean.dtype) for parameter in q)))
 
     return pgd(objective, x, radius, steps, generator=generator, compile=compile)
 

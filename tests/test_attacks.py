@@ -188,3 +188,31 @@ def test_cross_entropy_is_the_negative_log_probability() -> None:
     labels = torch.randint(7, (50,), generator=_generator(1))
     expected = -torch.distributions.Categorical(logits=logits).log_prob(labels)
     torch.testing.assert_close(cross_entropy(lambda x: x, labels)(logits), expected, rtol=1e-12, atol=1e-12)
+
+
+class _TheirEncoder(torch.nn.Module):
+    """With running statistics, an integer buffer, and distributions of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = torch.nn.BatchNorm1d(784), torch.nn.Linear(784, 8)
+        self.register_buffer("order", torch.randperm(784, generator=_generator()))
+
+    def forward(self, x: Tensor) -> torch.distributions.Independent:
+        mean, log_scale = self.head(self.norm(x.flatten(1)[:, self.order])).chunk(2, -1)
+        return torch.distributions.Independent(torch.distributions.Normal(mean, log_scale.exp()), 1)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_encoder_keeps_its_buffers_and_may_return_distributions_of_torch(dtype: torch.dtype | None) -> None:
+    encoder = _TheirEncoder()
+    q_x = encoder(X)
+    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    x_prime = fictive_sample(encoder, X, 0.1, steps=3, q_x=q_x, attack_dtype=dtype, generator=_generator())
+    assert float((x_prime - X).abs().max()) > 0.05
+    assert all(torch.equal(buffer, before[name]) for name, buffer in encoder.named_buffers())
+
+
+def test_pixels_are_floating() -> None:
+    with pytest.raises(TypeError, match=r"x must hold floating-point pixels, got torch\.uint8; scale images"):
+        pgd(lambda x: x.flatten(1).sum(-1), (X > 0.5).to(torch.uint8), 0.1, steps=2)
