@@ -1,7 +1,7 @@
 # Each target makes the virtual environment it needs; nothing has to be installed first but Python 3.11 or newer.
 PYTHON ?= python3
 PROFILE ?= small
-WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 
 BIN := .venv/bin
 RUNTIME := .venv/installed-runtime

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,10 +140,11 @@ def main() -> None:
         rows[name] = {"ratio": round(ratio, 2), "ms": round(1e3 * median, 2), "share_of_peak": FLOPS / median / peak}
         print(f"{name:34s} {ratio:5.2f} times as fast   {1e3 * median:8.2f} ms   {FLOPS / median / peak:4.0%} of peak")
     print("(the share counts the operations that ours needs; the usual way does more of them)")
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     print(f"peak memory of this process: {memory:.2f} GiB")
     if arguments.out:
-        record = {"provenance": provenance(), "device": device, "peak_gflops": peak / 1e9, "rows": rows}
+        record = {"provenance": provenance(device), "peak_gflops": peak / 1e9, "rows": rows}
         write_atomically(arguments.out, json.dumps(record, indent=1).encode())
 
 

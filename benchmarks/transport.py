@@ -212,7 +212,8 @@ def main() -> None:
     psi, printed = digits_of_psi()
     print(f"psi at log-variance -8: error {psi:.1e}, of eq. 24 as printed {printed:.1e}")
     if arguments.out:
-        record = {"provenance": provenance(), "device": arguments.device, "batch": BATCH, "rows": rows}
+        record = {"provenance": provenance(arguments.device), "batch": BATCH, "rows": rows}
+        record["psi"] = {"ours": psi, "as printed": printed}
         write_atomically(arguments.out, json.dumps(record, indent=1).encode())
 
 

@@ -17,7 +17,12 @@ from se_core.figures import draw, table
 from se_core.storage import CheckpointError, StorageError
 from se_core.training import Interrupted, RunConfig, TrainingDiverged, train
 
-ERRORS = (ValueError, RuntimeError, DataError, CheckpointError, StorageError, TrainingDiverged, WorkerKilled)
+ERRORS = (ValueError, TypeError, RuntimeError, DataError, CheckpointError, StorageError, TrainingDiverged, WorkerKilled)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _command(description: str) -> ArgumentParser:
@@ -44,7 +49,7 @@ def _parser() -> ArgumentParser:
     figure1.add_argument("--config", action="config", help="a YAML file with any of the options below")
     figure1.add_argument("--profile", type=str, default="small", help=f"one of {', '.join(PROFILES)}")
     figure1.add_argument("--out", type=Path | None, default=None, help="output folder; runs/figure1-PROFILE if absent")
-    figure1.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    figure1.add_argument("--workers", type=int, default=_cores(), help="processes, of one thread each")
     for field in fields(RunConfig):
         if field.name not in ("dataset", "architecture", "method", "seed", "latent_dim"):  # the figure's own
             kind: Any = field.type
@@ -106,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ERRORS as error:
         print(f"se-core {command}: {error}", file=sys.stderr)
         return 1
-    except Interrupted as interruption:
-        print(f"se-core {command}: {interruption}", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        print(f"se-core {command}: {str(interruption) or 'stopped; the same command continues'}", file=sys.stderr)
         return 130
     return 0
 

@@ -5,6 +5,7 @@ The threat model: the attacker knows encoder and probe, and may change every pix
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from se_core.attacks import cross_entropy, fictive_sample, margin, pgd
 from se_core.datasets import COLOURS, DigitImages, load
 from se_core.networks import VAE
 from se_core.objectives import elbo
-from se_core.storage import digest, write_atomically
-from se_core.training import derived_generator, load_run
+from se_core.storage import CheckpointError, declare_types, digest, provenance, read_json, write_atomically
+from se_core.training import derived_generator, load_run, usable_device
 from se_core.transport import w2_squared
 
 RADII = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
@@ -45,13 +46,17 @@ class EvaluationConfig:
     l2: float = 1e-3
 
     def __post_init__(self) -> None:
+        declare_types(self)
+        object.__setattr__(self, "radii", tuple(map(float, self.radii)))
         if not self.radii or any(not r >= 0 for r in self.radii) or list(self.radii) != sorted(set(self.radii)):
             raise ValueError(f"radii={self.radii} must be nonnegative, ascending and distinct")
-        if self.attack_steps < 1 or self.restarts < 1 or self.test_images < 0 or not self.l2 >= 0:
+        if self.attack_steps < 1 or self.restarts < 1 or not self.l2 >= 0:
             raise ValueError(
-                f"attack_steps={self.attack_steps} and restarts={self.restarts} must be at least 1, "
-                f"test_images={self.test_images} and l2={self.l2} at least 0"
+                f"attack_steps={self.attack_steps} and restarts={self.restarts} must be at least 1, and "
+                f"l2={self.l2} at least 0"
             )
+        if self.test_images < 0 or self.test_images == 1:
+            raise ValueError(f"test_images={self.test_images} must be at least 2 (a variance needs two), or 0 for all")
 
 
 class _Mean(nn.Module):
@@ -82,12 +87,16 @@ def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Line
     means (N, latent_dim), labels (N,) int64 in [0, classes). L-BFGS in float64; the problem is convex, so the answer
     depends on the data alone. Raises RuntimeError if the gradient's largest entry stays above 1e-6.
     """
-    features = means.double()
+    # The same problem in coordinates of unit curvature, whatever the scale of each latent: W = V diag(unit).
+    centre, variance = means.double().mean(0), means.double().var(0)
+    unit = (variance + l2).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+    features = (means.double() - centre) * unit
     weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=means.device, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, device=means.device, requires_grad=True)
     optimiser = torch.optim.LBFGS(
         [weight, bias],
         max_iter=2000,
+        max_eval=4000,
         history_size=30,
         tolerance_grad=1e-7,
         tolerance_change=0.0,
@@ -96,7 +105,8 @@ def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Line
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = nn.functional.cross_entropy(features @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
+        penalty = l2 / 2 * (weight * unit).square().sum()
+        value = nn.functional.cross_entropy(features @ weight.T + bias, labels) + penalty
         value.backward()
         return value
 
@@ -107,8 +117,8 @@ def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Line
         raise RuntimeError(f"the probe did not converge: gradient {residual:.1e} after L-BFGS; raise l2={l2}")
     probe = nn.Linear(features.shape[1], classes).to(means.device)
     with torch.no_grad():
-        probe.weight.copy_(weight)
-        probe.bias.copy_(bias)
+        probe.weight.copy_(weight * unit)
+        probe.bias.copy_(bias - (weight * unit) @ centre)
     return probe.requires_grad_(False)
 
 
@@ -169,7 +179,7 @@ def companions(vae: VAE, means: Tensor, x: Tensor, noise_variance: float, radius
     x (N, C, 28, 28) test images, means (N, latent_dim) their representations. Returns the ELBO in nats per example,
     the mean squared error of a reconstruction per pixel, the number of active latents, the total variance of the
     means, and the share of it that the selection mechanism moves at `radius`: W_2^2(q(Z|x), q(Z|x')) averaged over
-    images, over the total variance.
+    images, over the total variance (NaN where that is zero).
     """
     generator = derived_generator(x.device, seed, "companions")
     bounds, errors, moved = [], [], []
@@ -187,19 +197,28 @@ def companions(vae: VAE, means: Tensor, x: Tensor, noise_variance: float, radius
         "reconstruction_mse": float(torch.cat(errors).double().mean()),
         "active_latents": int((variances > ACTIVE).sum()),
         "latent_variance": total,
-        "moved_share": float(torch.cat(moved).double().mean()) / total,
+        "moved_share": float(torch.cat(moved).double().mean()) / total if total else math.nan,
     }
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return path.exists() and {"records", "companions"} <= set(read_json(path))
+    except (CheckpointError, TypeError):
+        return False
 
 
 def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Path:
     """Evaluate a finished run; returns its `evaluation-*.json`, written once and then reused.
 
     The file holds `records`, one per task and radius (dataset, architecture, task, method, seed, latent_dim, radius,
-    accuracy, n), and `companions`. Raises CheckpointError, DataError, StorageError.
+    accuracy, n), and `companions`; a damaged one is written again. Raises CheckpointError, DataError, StorageError,
+    ValueError for a device that is not there, and RuntimeError where the probe does not converge.
     """
+    usable_device(device)
     run, vae = load_run(folder)
     path = Path(folder) / f"evaluation-{digest(config)}.json"
-    if path.exists():
+    if _is_sound(path):
         return path
     vae.to(device)
     train_data = load(run.dataset, "train", run.source, run.colouring, run.seed).to(device)
@@ -218,6 +237,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
         for radius, accuracy in zip(config.radii, curve, strict=True):
             records.append(about | {"task": task, "radius": radius, "accuracy": accuracy, "n": n})
     beside = companions(vae, encode_means(vae, test_data, n), x, run.noise_variance, run.radius, run.seed)
-    result = {"run": run.name, "evaluation": asdict(config), "records": records, "companions": beside}
+    about = {"run": run.name, "evaluation": asdict(config), "provenance": provenance(device)}
+    result = about | {"records": records, "companions": beside}
     write_atomically(path, json.dumps(result, indent=1).encode())
     return path

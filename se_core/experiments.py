@@ -25,7 +25,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from se_core.evaluation import EvaluationConfig, evaluate
-from se_core.storage import exclusive, provenance, write_atomically
+from se_core.storage import exclusive, provenance, read_json, write_atomically
 from se_core.training import Interrupted, RunConfig, train
 
 Record = dict[str, Any]
@@ -102,7 +102,7 @@ PROFILES = {
 def figure1_runs(profile: str, **overrides: Any) -> list[RunConfig]:
     """The runs behind Figure 1 at the size of `profile`; `overrides` replace fields of every `RunConfig`.
 
-    Raises ValueError for an unknown profile or field.
+    Raises ValueError for an unknown profile, TypeError for an unknown field and for one that the figure varies itself.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile={profile!r} is unknown; choose one of {', '.join(PROFILES)}")
@@ -188,12 +188,17 @@ def run_all(
     finished: dict[RunConfig, Path] = {}
     # Workers inherit the environment: one thread each, whatever library counts them.
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    owns_signal = threading.current_thread() is threading.main_thread()
     with (
         ProcessPoolExecutor(min(workers, len(distinct)), context, _start_worker, (done, stop)) as pool,
         tqdm(total=total, desc=title, bar_format=_BAR, disable=not sys.stderr.isatty()) as bar,
     ):
         try:
+            # Workers inherit deafness to Ctrl-C, too: it is for the parent, which tells them.
+            previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if owns_signal else None
             pending = {pool.submit(_train_and_evaluate, config, evaluation, runs): config for config in distinct}
+            if owns_signal:
+                signal.signal(signal.SIGINT, previous)
             while pending:
                 for future in wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     config = pending.pop(future)
@@ -205,17 +210,21 @@ def run_all(
             raise WorkerKilled("a worker process was killed (too little memory?); the same command continues") from None
         except BaseException as error:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            tqdm.write("stopping: training is saved, evaluations under way are finished; Ctrl-C again stops at once")
+            try:
+                pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:
+                os._exit(130)  # the workers end with their parent
             if isinstance(error, KeyboardInterrupt | Interrupted):
                 message = f"stopped with {len(finished)} of {len(distinct)} runs done; the same command continues"
                 raise Interrupted(message) from None
             raise
-    return [json.loads(finished[config].read_text()) for config in configs]
+    return [read_json(finished[config]) for config in configs]
 
 
 def row(path: Path) -> str:
     """One line for an `evaluation-*.json`: the run, and for each task its accuracies in per cent, radius by radius."""
-    records = json.loads(path.read_text())["records"]
+    records = read_json(path)["records"]
     curves = "; ".join(
         f"{task} " + " ".join(f"{100 * r['accuracy']:.0f}" for r in records if r["task"] == task)
         for task in dict.fromkeys(r["task"] for r in records)
@@ -231,16 +240,17 @@ def reproduce(profile: str, out: Path, workers: int, **overrides: Any) -> dict[s
     """All runs of Figure 1 at the size of `profile`, into `out`; returns and writes `results.json`.
 
     `results.json` holds `provenance`, `records` (one per run, task and radius) and `companions` (one per run). The
-    records depend on the profile and `overrides` alone, however often the work was interrupted. Errors as in `run_all`.
+    records depend on the profile and `overrides` alone, however often the work was interrupted; `wall_s` is of the last
+    call. Errors as in `run_all`.
     """
     configs = figure1_runs(profile, **overrides)
     evaluation = PROFILES[profile].evaluation
     started = time.monotonic()
     with exclusive(out):
         evaluations = run_all(configs, evaluation, out / "runs", workers, f"Figure 1, {profile}")
-        trained = [json.loads((out / "runs" / config.name / "finished.json").read_text()) for config in configs]
+        trained = [read_json(out / "runs" / config.name / "finished.json") for config in configs]
         results = {
-            "provenance": provenance()
+            "provenance": provenance(configs[0].device)
             | {
                 "profile": profile,
                 "seeds": sorted({config.seed for config in configs}),
@@ -248,6 +258,7 @@ def reproduce(profile: str, out: Path, workers: int, **overrides: Any) -> dict[s
                 "evaluation": asdict(evaluation),
                 "workers": workers,
                 "wall_s": round(time.monotonic() - started, 1),
+                "training_commits": sorted({run["provenance"]["commit"] for run in trained}),
                 "training_wall_s": round(sum(run["wall_s"] for run in trained), 1),
             },
             "records": [record for evaluation in evaluations for record in evaluation["records"]],

@@ -13,11 +13,12 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -45,7 +46,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # makes the rename itself durable
+            with suppress(OSError):  # some file systems cannot
+                os.fsync(folder)  # makes the rename itself durable
         finally:
             os.close(folder)
     except OSError as error:
@@ -56,6 +58,28 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"cannot write {path}: {error.strerror}; what was there before is untouched; "
             f"{remedy} and run the same command again"
         ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; CheckpointError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing or damaged ({error}); run the same command again") from error
+
+
+def declare_types(config: Any) -> None:
+    """Give each field of a frozen dataclass the plain type it declares, so that equal configurations are one.
+
+    Raises TypeError for a value that is not of that type already, up to the kinds of number.
+    """
+    for field in fields(config):
+        value, kind = getattr(config, field.name), cast(type, field.type)
+        accepted: Any = {int: Integral, float: Real, bool: bool, str: str}.get(kind, object)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{field.name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}")
+        if kind in (int, float):
+            object.__setattr__(config, field.name, kind(value))
 
 
 def digest(config: Any) -> str:
@@ -77,21 +101,24 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file written by `write_tensors`; CheckpointError if a single bit of it has changed."""
     try:
-        content, recorded = path.read_bytes(), checksum_file(path).read_text().split()[:1]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing; delete {path.parent} and train the run again") from error
+        content, recorded = path.read_bytes(), checksum_file(path).read_text(errors="replace").split()[:1]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}; train the run again") from error
     actual = hashlib.sha256(content).hexdigest()
     if recorded != [actual]:
         raise CheckpointError(
             f"{path} is damaged: its SHA-256 is {actual}, {checksum_file(path).name} says {''.join(recorded) or '?'}; "
-            f"nothing was loaded; delete it and run the same command again"
+            f"nothing was loaded; train the run again"
         )
     return load_tensors(content)
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process alone; the lock ends with the process, however it ends. Raises StorageError."""
+    """Hold `folder` for this process alone; the lock ends with the process, however it ends. Raises StorageError.
+
+    What a killed process left half written is removed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
@@ -104,13 +131,17 @@ def exclusive(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(f"another process is writing to {folder}; wait for it, or stop it first") from None
+        except OSError as error:
+            raise StorageError(f"cannot lock {folder}: {error.strerror}; choose a folder on a local disk") from error
+        for left_over in folder.glob(".*.tmp"):
+            left_over.unlink(missing_ok=True)
         yield
     finally:
         os.close(lock)
 
 
-def provenance() -> dict[str, str]:
-    """Where a result comes from: package, commit, versions and machine."""
+def provenance(device: str = "cpu") -> dict[str, str]:
+    """Where a result that was computed on `device` comes from: package, commit, versions and machine."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -120,7 +151,8 @@ def provenance() -> dict[str, str]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
+    # A package that only lies inside somebody else's repository has no commit of its own.
+    commit = git("ls-files", "--error-unmatch", Path(__file__).name) and git("rev-parse", "HEAD")
     if commit and git("status", "--porcelain", "--untracked-files=no", "--", "."):
         commit += " (modified)"
     return {
@@ -129,5 +161,5 @@ def provenance() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
     }

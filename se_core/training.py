@@ -8,6 +8,7 @@ derived from (seed, step), so that nothing but the checkpoint is needed to go on
 import hashlib
 import json
 import math
+import re
 import signal
 import threading
 import time
@@ -20,16 +21,18 @@ import torch
 from torch import Tensor
 
 from se_core.attacks import fictive_sample
-from se_core.datasets import DigitImages, load
+from se_core.datasets import load
 from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS, VAE, build_vae
 from se_core.objectives import ElboTerms, elbo, se_elbo
 from se_core.storage import (
     CheckpointError,
     StorageError,
     checksum_file,
+    declare_types,
     digest,
     exclusive,
     provenance,
+    read_json,
     read_tensors,
     write_atomically,
     write_tensors,
@@ -110,6 +113,7 @@ class RunConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        declare_types(self)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
@@ -124,13 +128,23 @@ class RunConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number > 0")
         if self.covariance == "full" and (self.compile or self.attack_dtype != "float32"):
             raise ValueError("covariance='full' has no compiled and no bfloat16 attack; leave compile and attack_dtype")
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={self.device!r}: this torch ({torch.__version__}) finds no GPU; use device='cpu'")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device={self.device!r} is unknown; choose cpu, cuda or cuda:N")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must fit into 64 bits")
 
     @property
     def name(self) -> str:
         """The name of the run's folder: what it is, and a hash of all of the above."""
         return f"{self.dataset}-{self.architecture}-{self.method}-{digest(self)}"
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name; ValueError where this machine has none."""
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name!r}: this torch ({torch.__version__}) finds no such GPU; use device='cpu'")
+    return device
 
 
 def derived_generator(device: str | torch.device, *key: float | str) -> torch.Generator:
@@ -228,12 +242,21 @@ class _StopRequest:
             signal.signal(signal.SIGINT, self.previous)
 
 
+def _logged_step(line: str) -> int:
+    """The step of a row of metrics.jsonl; 0 for a row that is damaged or cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
 class _Run:
     """The folder of one run: where training left off, and what it has written."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.saved_step = 0
+        self.started, self.earlier_s = time.monotonic(), 0.0
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.safetensors"))
@@ -254,6 +277,7 @@ class _Run:
                     k.removeprefix(prefix): v.to(parameter.device) for k, v in tensors.items() if k.startswith(prefix)
                 }
             self.saved_step = int(path.stem.removeprefix("checkpoint-"))
+            self.earlier_s = float(tensors["wall_s"])
             break
         for message in damaged:
             print(f"warning: {message}; going on from step {self.saved_step}", flush=True)
@@ -263,16 +287,19 @@ class _Run:
     def _trim_metrics(self) -> None:
         """Drop the rows that training will write again, and a last one cut short."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().split("\n") if path.exists() else []
-        whole = [line for line in lines if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["step"] <= self.saved_step]
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in lines if 0 < _logged_step(line) <= self.saved_step]
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
+    def refuse_infinite(self, step: int, vae: VAE) -> None:
+        if not all(bool(p.isfinite().all()) for p in vae.parameters()):
+            raise TrainingDiverged(self.diverged(step, "a parameter of the networks is not finite"))
+
     def save(self, step: int, vae: VAE, optimiser: torch.optim.Optimizer) -> None:
+        self.refuse_infinite(step, vae)
         parameters = list(vae.parameters())
-        if not all(bool(p.isfinite().all()) for p in parameters):
-            raise TrainingDiverged(self.diverged(step, "a parameter of the networks"))
         tensors = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
+        tensors["wall_s"] = torch.tensor(self.wall_s(), dtype=torch.float64)
         for index, parameter in enumerate(parameters):
             for name, value in optimiser.state[parameter].items():
                 tensors[f"optimiser.{index}.{name}"] = value
@@ -291,13 +318,13 @@ class _Run:
         for step, row in enumerate(rows, first_step):
             for term, value in zip(ElboTerms._fields, row, strict=True):
                 if not math.isfinite(value):
-                    raise TrainingDiverged(self.diverged(step, f"the term {term}={value}"))
+                    raise TrainingDiverged(self.diverged(step, f"the term {term}={value} is not finite"))
         return rows
 
     def diverged(self, step: int, what: str) -> str:
+        kept = f"the last good checkpoint, step {self.saved_step}, is kept" if self.saved_step else "nothing was saved"
         return (
-            f"step {step}: {what} is not finite; the last good checkpoint, step {self.saved_step}, is kept in "
-            f"{self.folder}; lower learning_rate={self.config.learning_rate} or raise "
+            f"step {step}: {what}; {kept} in {self.folder}; lower learning_rate={self.config.learning_rate} or raise "
             f"noise_variance={self.config.noise_variance}"
         )
 
@@ -313,9 +340,18 @@ class _Run:
                 f"training continues from step {self.saved_step} when the same command is run again"
             ) from error
 
-    def finish(self, vae: VAE, wall_s: float) -> None:
+    def wall_s(self) -> float:
+        """Seconds spent on the run, in all sessions."""
+        return self.earlier_s + time.monotonic() - self.started
+
+    def finish(self, vae: VAE) -> None:
+        self.refuse_infinite(self.config.iterations, vae)
         write_tensors(self.folder / "model.safetensors", vae.state_dict())
-        record = {"iterations": self.config.iterations, "wall_s": round(wall_s, 3), "provenance": provenance()}
+        record = {
+            "iterations": self.config.iterations,
+            "wall_s": round(self.wall_s(), 3),
+            "provenance": provenance(self.config.device),
+        }
         write_atomically(self.folder / "finished.json", json.dumps(record, indent=1).encode())
         for path in self.checkpoints():
             path.unlink()
@@ -327,22 +363,21 @@ def train(
     runs: Path,
     checkpoint_every: int = 500,
     progress: Callable[[int], None] | None = None,
-    data: DigitImages | None = None,
 ) -> Path:
     """Train one run in a folder of its own under `runs`; returns that folder.
 
-    A finished run is returned as it is; an unfinished one goes on from its newest sound checkpoint and ends with
-    bitwise the parameters of an uninterrupted run. progress: called with the number of steps just completed. data:
-    the training images, if already loaded. Raises DataError, StorageError, TrainingDiverged, Interrupted.
+    A finished run is returned as it is, or trained again if it is damaged; an unfinished one goes on from its newest
+    sound checkpoint and ends with bitwise the parameters of an uninterrupted run. progress: called with the number of
+    steps just completed. Raises ValueError, DataError, StorageError, TrainingDiverged, Interrupted.
     """
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
+    device = usable_device(config.device)
     folder = Path(runs) / config.name
     with exclusive(folder):
-        if (folder / "finished.json").exists():
+        if _is_finished(folder):
             return folder
-        started = time.monotonic()
-        device = torch.device(config.device)
-        data = load(config.dataset, "train", config.source, config.colouring, config.seed) if data is None else data
-        data = data.to(device)
+        data = load(config.dataset, "train", config.source, config.colouring, config.seed).to(device)
         vae = _networks(config, data.channels).to(device)
         optimiser = make_optimiser(config, vae)
         batches = _Batches(len(data), config.batch_size, config.seed, device)
@@ -357,7 +392,10 @@ def train(
             for step in range(done + 1, config.iterations + 1):
                 generator = derived_generator(device, config.seed, "step", step)
                 x = data.images(batches[step - 1])
-                history.append(training_step(config, vae, optimiser, x, generator))
+                try:
+                    history.append(training_step(config, vae, optimiser, x, generator))
+                except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # of what is not finite
+                    raise TrainingDiverged(run.diverged(step, f"the plan cannot be computed ({error})")) from error
                 logs, saves = step % LOG_EVERY == 0, step % checkpoint_every == 0 or stop.asked
                 if logs or saves or step == config.iterations:
                     rows = run.check(step - len(history) + 1, history)
@@ -370,8 +408,21 @@ def train(
                     progress(1)
                 if stop.asked:
                     raise Interrupted(f"stopped after step {step} of {config.iterations}; the same command resumes it")
-            run.finish(vae, time.monotonic() - started)
+            run.finish(vae)
     return folder
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the run is marked as finished and its model is sound."""
+    if not (folder / "finished.json").exists():
+        return False
+    try:
+        read_json(folder / "finished.json")
+        read_tensors(folder / "model.safetensors")
+    except CheckpointError as error:
+        print(f"warning: {error}: training it again", flush=True)
+        return False
+    return True
 
 
 def load_run(folder: Path) -> tuple[RunConfig, VAE]:
@@ -380,8 +431,8 @@ def load_run(folder: Path) -> tuple[RunConfig, VAE]:
     if not (folder / "finished.json").exists():
         raise CheckpointError(f"{folder} holds no finished run; train it first (se-core train)")
     try:
-        config = RunConfig(**(json.loads((folder / "config.json").read_text()) | {"device": "cpu"}))
-    except (ValueError, TypeError) as error:
+        config = RunConfig(**(read_json(folder / "config.json") | {"device": "cpu"}))
+    except (CheckpointError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}/config.json is damaged: {error}; delete {folder} and train again") from error
     tensors = read_tensors(folder / "model.safetensors")
     channels = 1 if config.dataset == "mnist" else 3

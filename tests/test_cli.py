@@ -138,3 +138,14 @@ def test_a_terminal_sees_progress_with_rate_and_remaining_time(
 def test_nan_is_what_yaml_calls_nan() -> None:
     """The test above relies on it: `.nan` reaches the configuration as a float."""
     assert math.isnan(yaml.safe_load(".nan"))
+
+
+def test_ctrl_c_during_an_evaluation_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "evaluate", interrupted)
+    assert cli.main(["evaluate", str(tmp_path)]) == 130
+    assert "stopped; the same command continues" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.01])
+@pytest.mark.parametrize("scale", [1.0, 0.01, 30.0])
 def test_the_probe_minimises_what_scipy_minimises(scale: float) -> None:
     g = _generator()
     labels = torch.randint(4, (300,), generator=g)
@@ -160,6 +160,9 @@ def test_evaluate_writes_once_and_repeats_bitwise(trained: Path) -> None:
     assert evaluate(trained, config) == path
     path.unlink()
     assert evaluate(trained, config).read_bytes() == first
+    for damage in (b"", b"{}", first[:-5]):
+        path.write_bytes(damage)
+        assert evaluate(trained, config).read_bytes() == first
     assert evaluate(trained, EvaluationConfig(radii=(0.0,), test_images=80)) != path
 
 
@@ -170,8 +173,32 @@ def test_an_unfinished_run_is_not_evaluated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"radii": ()}, {"radii": (0.1, 0.0)}, {"radii": (-0.1,)}, {"radii": (math.nan,)}, {"l2": -1.0}, {"restarts": 0}],
+    [
+        {"radii": ()},
+        {"radii": (0.1, 0.0)},
+        {"radii": (-0.1,)},
+        {"radii": (math.nan,)},
+        {"l2": -1.0},
+        {"restarts": 0},
+        {"test_images": 1},
+    ],
 )
 def test_an_evaluation_that_makes_no_sense_is_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"=.* must be|=.* at least"):
         EvaluationConfig(**arguments)
+
+
+def test_the_probe_does_not_mind_the_scale_of_a_latent() -> None:
+    """Without a penalty the problem is the same in any units, and so is its answer, up to those units."""
+    g = _generator()
+    labels = torch.randint(3, (500,), generator=g)
+    means = torch.randn(500, 2, generator=g) + nn.functional.one_hot(labels, 3)[:, :2]
+    units = torch.tensor([1e4, 1e-4])
+    plain, scaled = (fit_probe(m, labels, 3, 0.0)(m) for m in (means, means * units))
+    torch.testing.assert_close(scaled.diff(dim=-1), plain.diff(dim=-1), rtol=1e-4, atol=1e-4)
+
+
+def test_collapsed_means_have_no_share_that_moves() -> None:
+    vae = build_vae("mlp", 1, 6)
+    x = load("mnist", "test").images(torch.arange(8))
+    assert math.isnan(companions(vae, torch.ones(8, 6), x, 0.25, 0.1, 0)["moved_share"])

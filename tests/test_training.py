@@ -407,9 +407,15 @@ def test_bad_configurations_are_refused_before_any_work(fields: dict, message: s
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for one is no error")
-def test_a_missing_gpu_is_explained() -> None:
-    with pytest.raises(ValueError, match="finds no GPU; use device='cpu'"):
-        RunConfig(device="cuda")
+def test_a_missing_gpu_is_explained(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    config = RunConfig(device="cuda")  # a result made elsewhere can be read here
+    with pytest.raises(ValueError, match="finds no such GPU; use device='cpu'"):
+        train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="device='meta' is unknown; choose cpu, cuda or cuda:N"):
+        RunConfig(device="meta")
 
 
 def test_the_folder_is_named_by_every_field() -> None:
@@ -419,8 +425,93 @@ def test_the_folder_is_named_by_every_field() -> None:
         "covariance": "full",
         "initialisation": "pytorch", "method": "vae", "gamma": 2.0, "radius": 0.1, "attack_steps": 3,
         "divergence": "entropic_cost", "noise_variance": 0.2, "iterations": 7, "batch_size": 3, "optimiser": "sgd",
-        "learning_rate": 0.1, "seed": 5, "device": "meta", "attack_dtype": "bfloat16", "compile": True,
+        "learning_rate": 0.1, "seed": 5, "device": "cuda", "attack_dtype": "bfloat16", "compile": True,
     }  # fmt: skip
     assert set(changed) == set(asdict(base))
     names = {RunConfig(**{field: value}).name for field, value in changed.items()}
     assert len(names | {base.name}) == len(changed) + 1
+
+
+def test_equal_configurations_are_one(tmp_path: Path) -> None:
+    import numpy as np
+
+    assert RunConfig(gamma=1).name == RunConfig(gamma=1.0).name == RunConfig(gamma=np.float32(1)).name
+    assert RunConfig(latent_dim=np.int64(8)).name == RunConfig(latent_dim=8).name
+    for field, value in (("latent_dim", 8.0), ("seed", 1.5), ("gamma", "1"), ("compile", 1), ("batch_size", True)):
+        with pytest.raises(TypeError, match=f"{field}=.* must be of type"):
+            RunConfig(**{field: value})
+
+
+def test_a_model_that_diverged_in_the_last_step_is_not_finished(tiny_config: Any, tmp_path: Path) -> None:
+    config = tiny_config(optimiser="sgd", learning_rate=1e38, iterations=1)
+    for _ in range(2):
+        with pytest.raises(
+            TrainingDiverged, match="step 1: a parameter of the networks is not finite; nothing was saved"
+        ):
+            train(config, tmp_path)
+    assert not (tmp_path / config.name / "finished.json").exists()
+
+
+def test_a_plan_that_cannot_be_computed_is_a_divergence(tiny_config: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match=r"step \d+: .*lower learning_rate=1e\+18"):
+        train(tiny_config(covariance="full", learning_rate=1e18), tmp_path)
+
+
+@pytest.mark.parametrize("victim", ["model.safetensors", "model.safetensors.sha256", "finished.json"])
+def test_a_damaged_result_is_trained_again(
+    victim: str, tiny_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = train(tiny_config(), tmp_path)
+    whole = _outcome(folder)
+    for content in (b"", b"\xff\xfe{"):
+        (folder / victim).write_bytes(content)
+        assert _outcome(train(tiny_config(), tmp_path)) == whole
+        assert victim.removesuffix(".sha256") in capsys.readouterr().out
+
+
+def test_a_damaged_log_does_not_stop_a_run(tiny_config: Any, tmp_path: Path) -> None:
+    config = tiny_config(iterations=120)
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "parts", progress=_stop_at(60))
+    log = tmp_path / "parts" / config.name / "metrics.jsonl"
+    log.write_bytes(log.read_bytes() + b'{}\n{"step": 5\n\xff\xfe\n')
+    assert _outcome(train(config, tmp_path / "parts")) == _outcome(whole)
+
+
+def test_the_wall_time_is_that_of_all_sessions(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+
+    def progress(steps: int) -> None:
+        nonlocal clock
+        clock += 10 * (steps == 1)  # not those that a resumed run reports as done
+
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock)
+    stop = _stop_at(20)
+    with pytest.raises(Interrupted):
+        train(tiny_config(), tmp_path, progress=lambda steps: (progress(steps), stop(steps)))
+    folder = train(tiny_config(), tmp_path, progress=progress)
+    assert json.loads((folder / "finished.json").read_text())["wall_s"] == pytest.approx(600, abs=20)
+
+
+def test_checkpoints_need_an_interval(tiny_config: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint_every=0 must be at least 1"):
+        train(tiny_config(), tmp_path, checkpoint_every=0)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tiny_config: Any, tmp_path: Path) -> None:
+    left_over = tmp_path / tiny_config().name / ".checkpoint-000000020.safetensors.123.tmp"
+    left_over.parent.mkdir()
+    left_over.write_bytes(b"half")
+    train(tiny_config(), tmp_path)
+    assert not left_over.exists()
+
+
+def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    author = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    subprocess.run(["git", *author, "commit", "--quiet", "--allow-empty", "-m", "another"], check=True, cwd=tmp_path)
+    monkeypatch.setattr(storage, "__file__", str(tmp_path / "storage.py"))
+    assert storage.provenance()["commit"] == "not a git checkout"
