@@ -229,9 +229,11 @@ The right side is the **SE-ELBO**. The conclusion is right, and two steps toward
 **Proof.** Integrate $x'$ out first: $\int p(x' \mid z_b)\, dx' = 1$. Then, because $e^{-\frac\gamma2 c} \le 1$,
 
 $$
-\log p(x \mid \theta) = \log \int\! p(x \mid z_a)\, p(z_a)\, p(z_b)\, dz_a\, dz_b
- \;\ge\; \log \int\! p(x \mid z_a)\, \psi(z_a, z_b)\, dz_a\, dz_b
+\begin{aligned}
+\log p(x \mid \theta) &= \log \int p(x \mid z_a)\, p(z_a)\, p(z_b)\, dz_a\, dz_b \cr
+ &\ge \log \int p(x \mid z_a)\, \psi(z_a, z_b)\, dz_a\, dz_b
  \;\ge\; \Big\langle \log \frac{p(x \mid Z_a)\, \psi(Z_a, Z_b)}{Q(Z_a, Z_b)} \Big\rangle_Q ,
+\end{aligned}
 $$
 
 the last step by Jensen. The last expression is [(6)](#eq-6)-[(7)](#eq-7). It holds for every $Q$, wherever its marginals
