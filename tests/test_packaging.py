@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -81,6 +82,11 @@ def test_the_readme_shows_the_small_profile_s_own_results(results: dict) -> None
     picture = (ROOT / "book" / "_static" / "figure1-small.png").read_bytes()
     assert results_digest(results).encode() in picture
     assert "book/_static/figure1-small.png" in README
+
+
+def test_the_readme_shows_the_committed_benchmarks() -> None:
+    publish = runpy.run_path(str(ROOT / "book" / "publish.py"))
+    assert publish["speed_table"](publish["read"]("training_step"), publish["read"]("transport")) in README
 
 
 def test_the_committed_results_keep_the_promises(results: dict) -> None:

@@ -167,7 +167,7 @@ Colour digits, what the selection attack makes of them, and what each model reco
 are still the same digits in the same colours to us.
 """
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Eight coloured digits in seven rows: the digits; for the VAE and for the smooth encoder the attacked digits, the reconstructions of the digits, and those of the attacked digits. The VAE reconstructs attacked digits as other digits in other colours; the smooth encoder blurs them and mostly keeps the colour."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Eight coloured digits in seven rows: the digits; for the VAE and for the smooth encoder the attacked digits, the reconstructions of the digits, and those of the attacked digits. The VAE reconstructs attacked digits as other digits, clearly drawn and often white; the smooth encoder's reconstructions of them are blurred and stay dark."}}
 Image(Path(BOOK) / "_static" / "attacked_digits-small.png", width=640)
 
 # %% [markdown]
