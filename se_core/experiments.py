@@ -196,9 +196,11 @@ def run_all(
         try:
             # Workers inherit deafness to Ctrl-C, too: it is for the parent, which tells them.
             previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if owns_signal else None
-            pending = {pool.submit(_train_and_evaluate, config, evaluation, runs): config for config in distinct}
-            if owns_signal:
-                signal.signal(signal.SIGINT, previous)
+            try:
+                pending = {pool.submit(_train_and_evaluate, config, evaluation, runs): config for config in distinct}
+            finally:
+                if owns_signal:
+                    signal.signal(signal.SIGINT, previous)
             while pending:
                 for future in wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     config = pending.pop(future)

@@ -420,7 +420,7 @@ def _is_finished(folder: Path) -> bool:
         read_json(folder / "finished.json")
         read_tensors(folder / "model.safetensors")
     except CheckpointError as error:
-        print(f"warning: {error}: training it again", flush=True)
+        print(f"warning: {error}. That is done now", flush=True)
         return False
     return True
 
