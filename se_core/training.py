@@ -396,7 +396,8 @@ def train(
                     history.append(training_step(config, vae, optimiser, x, generator))
                 except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # of what is not finite
                     raise TrainingDiverged(run.diverged(step, f"the plan cannot be computed ({error})")) from error
-                logs, saves = step % LOG_EVERY == 0, step % checkpoint_every == 0 or stop.asked
+                stopping = stop.asked  # asked once: a wish that comes later is granted after the next step, and saved
+                logs, saves = step % LOG_EVERY == 0, step % checkpoint_every == 0 or stopping
                 if logs or saves or step == config.iterations:
                     rows = run.check(step - len(history) + 1, history)
                     history.clear()
@@ -406,7 +407,7 @@ def train(
                     run.save(step, vae, optimiser)
                 if progress:
                     progress(1)
-                if stop.asked:
+                if stopping:
                     raise Interrupted(f"stopped after step {step} of {config.iterations}; the same command resumes it")
             run.finish(vae)
     return folder

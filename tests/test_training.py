@@ -72,6 +72,14 @@ def test_ctrl_c_stops_cleanly_and_the_same_call_resumes_bit_for_bit(
     assert _outcome(train(config, tmp_path / "parts")) == _outcome(whole)
 
 
+def test_ctrl_c_at_any_moment_saves_what_it_stops(tiny_config: Any, tmp_path: Path) -> None:
+    """Also between the end of a step and the next, where a reproduction passes it on to its workers."""
+    config = tiny_config()
+    with pytest.raises(Interrupted, match="stopped after step 21 of 60"):
+        train(config, tmp_path, progress=_stop_at(20))
+    assert [p.name for p in (tmp_path / config.name).glob("*.safetensors")] == ["checkpoint-000000021.safetensors"]
+
+
 def test_resuming_needs_only_the_checkpoint(tiny_config: Any, tmp_path: Path) -> None:
     """Not the state of the global generator, nor the threads' history: other work in between changes nothing."""
     config = tiny_config()
@@ -206,7 +214,7 @@ def test_one_step_is_adam_on_the_negative_bound(tiny_config: Any) -> None:
 def _interrupted(config: RunConfig, runs: Path) -> Path:
     """A run stopped after step 40, with checkpoints at 20 and 40."""
     with pytest.raises(Interrupted):
-        train(config, runs, checkpoint_every=20, progress=_stop_at(40))
+        train(config, runs, checkpoint_every=20, progress=_stop_at(39))
     folder = runs / config.name
     assert [p.stem for p in sorted(folder.glob("checkpoint-*.safetensors"))] == [
         "checkpoint-000000020",
