@@ -236,12 +236,11 @@ def _checked(
             f"gamma must have the dtype and device of the distributions, {dtype} on {device}, got {gamma.dtype} on "
             f"{gamma.device}; convert it with .to"
         )
+    batch = tuple(batch_shape(a, b))
     try:
-        torch.broadcast_shapes(batch_shape(a, b), gamma.shape)
+        torch.broadcast_shapes(batch, gamma.shape)
     except RuntimeError as error:
-        raise ValueError(
-            f"gamma must broadcast with the batch {tuple(batch_shape(a, b))}, got the shape {tuple(gamma.shape)}"
-        ) from error
+        raise ValueError(f"gamma must broadcast with the batch {batch}, got the shape {tuple(gamma.shape)}") from error
     if gamma.numel() and not torch.compiler.is_compiling():
         lowest, highest = torch.stack(gamma.detach().aminmax()).tolist()
         _check_coupling_strength(highest if lowest >= 0 else lowest, dtype)
