@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from se_core.evaluation import EvaluationConfig
-from se_core.experiments import NOISE_VARIANCE, PROFILES, robustness, run_all
-from se_core.storage import provenance, write_atomically
-from se_core.training import RunConfig
+from se_core.lab.evaluation import EvaluationConfig
+from se_core.lab.experiments import NOISE_VARIANCE, PROFILES, robustness, run_all
+from se_core.lab.storage import provenance, write_atomically
+from se_core.lab.training import RunConfig
 
 SEEDS = (0, 1, 2)
 EVALUATION = EvaluationConfig(test_images=500, attack_steps=30)

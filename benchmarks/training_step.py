@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from se_core.datasets import load
+from se_core.lab.storage import provenance, write_atomically
+from se_core.lab.training import RunConfig, derived_generator, make_optimiser, training_step
 from se_core.networks import VAE, WIDTH, build_vae
 from se_core.objectives import se_elbo
-from se_core.storage import provenance, write_atomically
-from se_core.training import RunConfig, derived_generator, make_optimiser, training_step
 from se_core.transport import w2_squared
 
 BATCH, STEPS, LATENT, PIXELS = 128, 20, 64, 784

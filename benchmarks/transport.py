@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from se_core.gaussians import DiagonalGaussian, FullGaussian
-from se_core.storage import provenance, write_atomically
+from se_core.lab.storage import provenance, write_atomically
 from se_core.transport import coupling, entropic_cost, entropic_w2_squared, w2_squared
 
 BATCH, OTT_BATCH, GAMMA = 1024, 16, 1.0

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from se_core.figures import table
+from se_core.lab.figures import table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results"

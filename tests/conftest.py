@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from se_core.training import RunConfig
+from se_core.lab.training import RunConfig
 
 torch.set_num_threads(1)
 

@@ -34,13 +34,13 @@ BEGIN, END = "<!-- mutations: written by tests/mutations.py -->\n", "<!-- end of
 
 # The quick ones first: the run stops at the first failure.
 TRANSPORT = [
-    f"tests/test_transport_{name}.py"
+    f"tests/library/test_transport_{name}.py"
     for name in ("limits", "plan", "riccati", "gradients", "errors", "symmetry", "precision", "solvers", "discrete")
 ]
 TESTS = {
-    "gaussians.py": ["tests/test_gaussians.py", *TRANSPORT],
+    "gaussians.py": ["tests/library/test_gaussians.py", *TRANSPORT],
     "transport.py": TRANSPORT,
-    "objectives.py": ["tests/test_objectives.py", "tests/test_bound.py"],
+    "objectives.py": ["tests/library/test_objectives.py", "tests/library/test_bound.py"],
 }
 
 
@@ -284,7 +284,7 @@ def first_failure(folder: Path, tests: list[str], keep_bytecode: bool = False) -
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
             raise SystemExit(f"pytest did not run {test}: exit code {code}")
         if failed:
-            return str(failed).removeprefix("tests/").split("[")[0]
+            return str(failed).removeprefix("tests/library/").split("[")[0]
     return None
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from se_core.experiments import claims, robustness
-from se_core.figures import results_digest, table
+from se_core.lab.experiments import claims, robustness
+from se_core.lab.figures import results_digest, table
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from se_core import DiagonalGaussian, elbo, fictive_sample, se_elbo
-from se_core.figures import METHODS, STYLE
+from se_core.lab.figures import METHODS, STYLE
 
 # The order of additions, and so every digit below, does not depend on the machine's cores.
 torch.set_num_threads(1)

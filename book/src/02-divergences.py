@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from se_core import DiagonalGaussian, FullGaussian
-from se_core.figures import METHODS, STYLE
 from se_core.gaussians import kl_divergence, kl_terms
+from se_core.lab.figures import METHODS, STYLE
 from se_core.transport import w2_squared
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from scipy.linalg import sqrtm
 from scipy.optimize import linear_sum_assignment, linprog
 
 from se_core import FullGaussian
-from se_core.figures import METHODS, STYLE
+from se_core.lab.figures import METHODS, STYLE
 from se_core.transport import coupling, monge_map, w2_squared
 
 torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from se_core import DiagonalGaussian, FullGaussian
-from se_core.figures import METHODS, STYLE
 from se_core.gaussians import entropy
+from se_core.lab.figures import METHODS, STYLE
 from se_core.transport import (
     coupling,
     entropic_cost,

@@ -15,8 +15,8 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from se_core import DiagonalGaussian, FullGaussian, elbo, se_elbo
-from se_core.figures import STYLE
 from se_core.gaussians import kl_divergence
+from se_core.lab.figures import STYLE
 from se_core.objectives import LinearGaussianModel
 from se_core.transport import coupling, entropic_cost, entropic_w2_squared, mutual_information
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from se_core import DiagonalGaussian, build_vae, elbo, fictive_sample, load, pgd
-from se_core.figures import METHODS, STYLE
+from se_core.lab.figures import METHODS, STYLE
 from se_core.transport import entropic_cost, w2_squared
 
 torch.set_num_threads(1)

@@ -14,10 +14,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from se_core import build_vae, load
-from se_core.evaluation import encode_means
-from se_core.figures import METHODS, STYLE
+from se_core.lab.evaluation import encode_means
+from se_core.lab.figures import METHODS, STYLE
+from se_core.lab.training import RunConfig, derived_generator, make_optimiser, training_step
 from se_core.objectives import ElboTerms, gaussian_log_likelihood, se_elbo
-from se_core.training import RunConfig, derived_generator, make_optimiser, training_step
 from se_core.transport import entropic_cost
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ digits = load("mnist", "train").to(DEVICE)
 
 
 def train(**fields):
-    """The networks after some steps of `se_core.training`, and the terms at each step."""
+    """The networks after some steps of `se_core.lab.training`, and the terms at each step."""
     config = RunConfig(latent_dim=32, batch_size=64, device=DEVICE, **SIZE, **fields)
     initialisation = config.initialisation
     vae = build_vae("mlp", 1, config.latent_dim, initialisation=initialisation).to(DEVICE)

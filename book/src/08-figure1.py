@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import Image
 
-from se_core.evaluation import EvaluationConfig, evaluate
-from se_core.experiments import (
+from se_core.lab.evaluation import EvaluationConfig, evaluate
+from se_core.lab.experiments import (
     PANELS,
     PROFILES,
     claims,
@@ -25,8 +25,8 @@ from se_core.experiments import (
     mean_and_interval,
     robustness,
 )
-from se_core.figures import METHODS, STYLE, figure1
-from se_core.training import RunConfig, train
+from se_core.lab.figures import METHODS, STYLE, figure1
+from se_core.lab.training import RunConfig, train
 
 torch.set_num_threads(1)
 plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.8)})

@@ -15,8 +15,8 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from se_core import elbo, load, se_elbo
-from se_core.figures import METHODS, STYLE
 from se_core.gaussians import as_gaussian
+from se_core.lab.figures import METHODS, STYLE
 from se_core.transport import sinkhorn_divergence, w2_squared
 
 torch.set_num_threads(1)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from se_core.attacks import fictive_sample
 from se_core.datasets import load
-from se_core.experiments import CLASSES, PANELS, Panel, claims, curve
+from se_core.lab.experiments import CLASSES, PANELS, Panel, claims, curve
+from se_core.lab.storage import write_atomically
+from se_core.lab.training import RunConfig, derived_generator, load_run
 from se_core.networks import VAE
-from se_core.storage import write_atomically
-from se_core.training import RunConfig, derived_generator, load_run
 
 METHODS: dict[str, dict[str, Any]] = {
     "vae": {"label": "VAE", "color": "#D55E00", "marker": "o", "linestyle": "--"},

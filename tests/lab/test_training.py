@@ -17,11 +17,19 @@ from typing import Any
 import pytest
 import torch
 
-from se_core import storage, training
 from se_core.datasets import load
+from se_core.lab import storage, training
+from se_core.lab.storage import CheckpointError, StorageError, exclusive, read_tensors, write_atomically, write_tensors
+from se_core.lab.training import (
+    Interrupted,
+    RunConfig,
+    TrainingDiverged,
+    load_run,
+    make_optimiser,
+    train,
+    training_step,
+)
 from se_core.networks import build_vae
-from se_core.storage import CheckpointError, StorageError, exclusive, read_tensors, write_atomically, write_tensors
-from se_core.training import Interrupted, RunConfig, TrainingDiverged, load_run, make_optimiser, train, training_step
 
 
 def _outcome(folder: Path) -> tuple[bytes, bytes]:
@@ -96,7 +104,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from se_core.training import RunConfig, train
+from se_core.lab.training import RunConfig, train
 train(RunConfig(latent_dim=4, attack_steps=2, batch_size=16, iterations=300), Path(sys.argv[1]), checkpoint_every=20)
 """
 

@@ -24,9 +24,9 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from se_core.evaluation import EvaluationConfig, evaluate
-from se_core.storage import exclusive, provenance, read_json, write_atomically
-from se_core.training import Interrupted, RunConfig, train
+from se_core.lab.evaluation import EvaluationConfig, evaluate
+from se_core.lab.storage import exclusive, provenance, read_json, write_atomically
+from se_core.lab.training import Interrupted, RunConfig, train
 
 Record = dict[str, Any]
 

@@ -11,11 +11,11 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from se_core.datasets import DataError, fetch
-from se_core.evaluation import EvaluationConfig, evaluate
-from se_core.experiments import PROFILES, WorkerKilled, configure_process, reproduce, row
-from se_core.figures import draw, table
-from se_core.storage import CheckpointError, StorageError
-from se_core.training import Interrupted, RunConfig, TrainingDiverged, train
+from se_core.lab.evaluation import EvaluationConfig, evaluate
+from se_core.lab.experiments import PROFILES, WorkerKilled, configure_process, reproduce, row
+from se_core.lab.figures import draw, table
+from se_core.lab.storage import CheckpointError, StorageError
+from se_core.lab.training import Interrupted, RunConfig, TrainingDiverged, train
 
 ERRORS = (ValueError, TypeError, RuntimeError, DataError, CheckpointError, StorageError, TrainingDiverged, WorkerKilled)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from se_core import cli
-from se_core.training import CheckpointError, RunConfig, load_run
+from se_core.lab import cli
+from se_core.lab.training import CheckpointError, RunConfig, load_run
 
 TINY = ["--latent-dim=4", "--attack-steps", "2", "--batch_size", "16", "--iterations", "60"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SETTINGS = tomllib.loads((ROOT / "jupyter_book.toml").read_text())
 CHAPTERS = sorted((ROOT / "book" / "src").glob("*.py"))
 ADDRESS = "https://github.com/owner/name"

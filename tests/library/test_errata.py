@@ -17,7 +17,7 @@ from se_core.gaussians import DiagonalGaussian, FullGaussian
 from se_core.objectives import LinearGaussianModel
 from se_core.transport import coupling, entropic_cost, entropic_w2_squared
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "book" / "errata.md").read_text()
 LEDGER = PAGE.split("## The ledger")[1].split("\n## ")[0]
 ENTRIES = re.split(r"^\* ", LEDGER, flags=re.MULTILINE)[1:]
@@ -27,8 +27,8 @@ CODE = re.compile(r"`([^`]+)`")
 def test_every_test_that_the_page_names_exists() -> None:
     named = [name for name in CODE.findall(PAGE) if "::" in name]
     defined = {
-        f"tests/{path.name}::{node.name}"
-        for path in (ROOT / "tests").glob("test_*.py")
+        f"{path.relative_to(ROOT)}::{node.name}"
+        for path in (ROOT / "tests").rglob("test_*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef)
     }

@@ -22,9 +22,7 @@ from torch import Tensor
 
 from se_core.attacks import fictive_sample
 from se_core.datasets import load
-from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS, VAE, build_vae
-from se_core.objectives import ElboTerms, elbo, se_elbo
-from se_core.storage import (
+from se_core.lab.storage import (
     CheckpointError,
     StorageError,
     checksum_file,
@@ -37,6 +35,8 @@ from se_core.storage import (
     write_atomically,
     write_tensors,
 )
+from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS, VAE, build_vae
+from se_core.objectives import ElboTerms, elbo, se_elbo
 from se_core.transport import entropic_cost, w2_squared
 
 LOG_EVERY = 50

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from se_core.experiments import (
+from se_core.lab.experiments import (
     CLASSES,
     PANELS,
     PROFILES,
@@ -24,14 +24,14 @@ from se_core.experiments import (
     reproduce,
     select,
 )
-from se_core.figures import METHODS, draw, figure1, results_digest, table
-from se_core.storage import StorageError
+from se_core.lab.figures import METHODS, draw, figure1, results_digest, table
+from se_core.lab.storage import StorageError
 
 FIELDS = {"dataset", "architecture", "task", "method", "seed", "latent_dim", "radius", "accuracy", "n"}
 
 
 def _command(out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "se_core.cli", "reproduce", "--profile", "tiny", "--out", str(out), *more]
+    return [sys.executable, "-m", "se_core.lab.cli", "reproduce", "--profile", "tiny", "--out", str(out), *more]
 
 
 def _kill_family(process: subprocess.Popen) -> None:
@@ -180,7 +180,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_two_reproductions_do_not_share_a_folder(tmp_path: Path) -> None:
-    from se_core.storage import exclusive
+    from se_core.lab.storage import exclusive
 
     with exclusive(tmp_path), pytest.raises(StorageError, match="another process is writing"):
         reproduce("tiny", tmp_path, workers=1)

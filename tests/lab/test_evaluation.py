@@ -11,10 +11,17 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from se_core.datasets import load
-from se_core.evaluation import EvaluationConfig, accuracy_against_radius, companions, encode_means, evaluate, fit_probe
+from se_core.lab.evaluation import (
+    EvaluationConfig,
+    accuracy_against_radius,
+    companions,
+    encode_means,
+    evaluate,
+    fit_probe,
+)
+from se_core.lab.storage import CheckpointError
+from se_core.lab.training import RunConfig, load_run, train
 from se_core.networks import build_vae
-from se_core.storage import CheckpointError
-from se_core.training import RunConfig, load_run, train
 
 
 def _generator(seed: int = 0) -> torch.Generator:

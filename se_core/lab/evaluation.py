@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from se_core.attacks import cross_entropy, fictive_sample, margin, pgd
 from se_core.datasets import COLOURS, DigitImages, load
+from se_core.lab.storage import CheckpointError, declare_types, digest, provenance, read_json, write_atomically
+from se_core.lab.training import derived_generator, load_run, usable_device
 from se_core.networks import VAE
 from se_core.objectives import elbo
-from se_core.storage import CheckpointError, declare_types, digest, provenance, read_json, write_atomically
-from se_core.training import derived_generator, load_run, usable_device
 from se_core.transport import w2_squared
 
 RADII = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
