@@ -183,7 +183,7 @@ def bound(config: RunConfig, vae: VAE, x: Tensor, generator: torch.Generator) ->
         q_x=q_a,
         attack_dtype=torch.bfloat16 if config.attack_dtype == "bfloat16" else None,
         generator=generator,
-        compile=config.compile,
+        compiled=config.compile,
     )
     return se_elbo(x, q_a, vae.encode(x_prime), vae.decode, config.noise_variance, config.gamma, generator)
 

@@ -23,7 +23,7 @@ X = torch.rand(7, 1, 28, 28, generator=_generator(3))
 def test_a_linear_objective_is_maximised_exactly(radius: float, compiled: bool) -> None:
     """max over the box of w.x' is attained at x + radius sign(w), clipped: known in closed form."""
     w = torch.randn(X.shape, generator=_generator(1))
-    x_adv = pgd(lambda x: (w * x).flatten(1).sum(-1), X, radius, steps=4, generator=_generator(), compile=compiled)
+    x_adv = pgd(lambda x: (w * x).flatten(1).sum(-1), X, radius, steps=4, generator=_generator(), compiled=compiled)
     torch.testing.assert_close(x_adv, torch.clamp(X + radius * w.sign(), 0, 1), rtol=0, atol=1e-6)
 
 
@@ -85,6 +85,64 @@ def test_restarts_keep_the_best_example_by_example() -> None:
     assert torch.equal(together, singly.amax(0))
 
 
+def test_the_best_point_of_the_path_is_returned_example_by_example() -> None:
+    """Every value that the attack has seen, kept here: none is above the returned one, and one more pass was made."""
+    encoder = build_vae("mlp", 1, 8).encoder
+    with torch.no_grad():
+        q_x = encoder(X)
+    seen: list[Tensor] = []
+
+    def objective(x: Tensor) -> Tensor:
+        value = w2_squared(q_x, encoder(x))
+        seen.append(value.detach())
+        return value
+
+    x_adv = pgd(objective, X, 0.2, steps=12, step_size=0.15, generator=_generator())  # long steps overshoot
+    values = torch.stack(seen)
+    assert len(values) == 13
+    assert torch.equal(objective(x_adv).detach(), values.amax(0))
+    assert len({int(i) for i in values.argmax(0)} - {12}) > 1  # for several images, at several points, not the last
+
+
+def test_it_finds_what_an_independent_implementation_finds() -> None:
+    """foolbox's PGD, from the same start with the same steps, follows the same path and returns its end."""
+    foolbox = pytest.importorskip("foolbox", reason="foolbox is a test dependency: pip install -e '.[test]'")
+    torch.manual_seed(1)
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 50), torch.nn.ReLU())
+    classifier.append(torch.nn.Linear(50, 10)).eval().requires_grad_(False)
+    labels = classifier(X).argmax(-1)
+    loss = cross_entropy(classifier, labels)
+    model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
+    start = torch.clamp(X + 0.1 * (2 * torch.rand(X.shape, generator=_generator()) - 1), 0, 1)
+
+    class FromThere(foolbox.attacks.LinfPGD):  # type: ignore[misc]
+        def get_random_start(self, x0, epsilon):  # noqa: ANN001, ANN202
+            return type(x0)(start)
+
+    theirs = FromThere(abs_stepsize=0.06, steps=10).run(model, X, labels, epsilon=0.1)
+    ours = pgd(loss, X, 0.1, steps=10, step_size=0.06, generator=_generator())
+    assert bool((loss(ours) >= loss(theirs)).all())
+    assert bool((loss(ours) > loss(theirs)).any())  # the end of the path is not its best point
+    torch.testing.assert_close(loss(ours).mean(), loss(theirs).mean(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("radius", [0.001, 0.01, 0.05, 0.3])
+def test_half_precision_images_stay_inside_their_ball(dtype: torch.dtype, radius: float) -> None:
+    """Near 1, bfloat16 has steps of 1/256: an image rounded to nearest would leave a ball of radius 0.01."""
+    x = torch.cat([X, (X > 0.5).float(), 1 - 0.01 * X]).to(dtype)
+    w = torch.randn(x.shape, generator=_generator(1))
+    x_adv = pgd(lambda x: (w * x.float()).flatten(1).sum(-1), x, radius, steps=5, generator=_generator())
+    assert x_adv.dtype == dtype
+    assert float((x_adv.double() - x.double()).abs().max()) <= radius
+    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
+    # No number of this dtype lies farther in the wanted direction and inside.
+    best = torch.clamp(x.double() + radius * w.sign().double(), 0, 1)
+    further = torch.nextafter(x_adv, x_adv + w.sign().to(dtype))
+    beyond = (further.double() - x.double()).abs() > radius
+    assert bool(((x_adv.double() == best) | beyond | (further < 0) | (further > 1)).all())
+
+
 def test_restarts_are_for_any_shape() -> None:
     """A batch of vectors, not images: the best restart of each row."""
     x = torch.full((4, 3), 0.5)
@@ -110,7 +168,7 @@ def test_the_compiled_attack_finds_what_the_eager_one_finds(architecture: str) -
     encoder = build_vae(architecture, 1, 8).encoder
     values = []
     for compiled in (False, True):
-        x_prime = fictive_sample(encoder, X, 0.2, 5, generator=_generator(), compile=compiled)
+        x_prime = fictive_sample(encoder, X, 0.2, 5, generator=_generator(), compiled=compiled)
         values.append(w2_squared(encoder(X), encoder(x_prime)).detach())
     # Kernels that round differently flip the signs of vanishing gradients; the value reached is what must agree.
     torch.testing.assert_close(values[0], values[1], rtol=2e-2, atol=0)
@@ -156,8 +214,11 @@ def test_an_empty_batch_is_an_empty_answer() -> None:
         ({"radius": -0.1}, r"radius=-0\.1 must be a finite number >= 0"),
         ({"radius": math.nan}, r"radius=nan"),
         ({"radius": math.inf}, r"radius=inf"),
-        ({"steps": 0}, r"steps=0 .* must be at least 1"),
+        ({"steps": 0}, r"steps=0 must be at least 1"),
+        ({"steps": 2.5}, r"steps=2\.5 must be at least 1, and whole"),
         ({"restarts": 0}, r"restarts=0 must be at least 1"),
+        ({"bounds": (1.0, 0.0)}, r"bounds=\(1\.0, 0\.0\) must be a lower and a higher number"),
+        ({"x": X.where(X < 0.9, 1.0000001)}, r"pixels in \[.*, 1\.00000012\], outside bounds"),
         ({"step_size": -1.0}, r"step_size=-1\.0"),
         ({"x": 255 * X}, r"outside bounds=\(0\.0, 1\.0\); scale images"),
         ({"x": X - 0.5}, r"outside bounds"),
