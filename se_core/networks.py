@@ -5,10 +5,12 @@ Images have shape (B, C, 28, 28) with pixels in [0, 1]; latents have shape (B, l
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from se_core.errors import InvalidValueError
 from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian
 
 ARCHITECTURES = ("mlp", "conv")
@@ -19,6 +21,9 @@ INITIALISATIONS = ("variance-preserving", "pytorch")
 INITIAL_LOG_VAR = -4.0
 WIDTH = 200  # "200 units of ReLU activations at each layer"
 SIDE = 28
+
+# The same networks whatever default device and dtype the caller has set.
+_CPU: Any = {"device": "cpu", "dtype": torch.float32}
 
 
 class Encoder(nn.Module):
@@ -71,7 +76,7 @@ class Decoder(nn.Module):
 def _linear_stack(sizes: list[int]) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        layers += [nn.Linear(fan_in, fan_out, **_CPU), nn.ReLU()]
     return layers[:-1]
 
 
@@ -95,22 +100,22 @@ def conv_encoder(channels: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     widths = [channels, 8, 16, 32, 64]
     for fan_in, fan_out, kernel in zip(widths[:-1], widths[1:], (4, 4, 3, 3), strict=True):
-        layers += [nn.Conv2d(fan_in, fan_out, kernel, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, outputs))
+        layers += [nn.Conv2d(fan_in, fan_out, kernel, stride=2, padding=1, **_CPU), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, outputs, **_CPU))
 
 
 def conv_decoder(channels: int, latent_dim: int) -> Decoder:
     """Two linear layers and two transposed convolutions, 7 -> 14 -> 28 pixels (our layout, see `conv_encoder`)."""
     return Decoder(
         nn.Sequential(
-            nn.Linear(latent_dim, WIDTH),
+            nn.Linear(latent_dim, WIDTH, **_CPU),
             nn.ReLU(),
-            nn.Linear(WIDTH, 16 * 7 * 7),
+            nn.Linear(WIDTH, 16 * 7 * 7, **_CPU),
             nn.ReLU(),
             nn.Unflatten(1, (16, 7, 7)),
-            nn.ConvTranspose2d(16, 16, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(16, 16, 4, stride=2, padding=1, **_CPU),
             nn.ReLU(),
-            nn.ConvTranspose2d(16, channels, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(16, channels, 4, stride=2, padding=1, **_CPU),
         )
     )
 
@@ -179,11 +184,13 @@ def build_vae(
     initialisation: str = "variance-preserving",
     seed: int = 0,
 ) -> VAE:
-    """The encoder and decoder of section 7, initialised from `seed` alone (the global generator is left as it was).
+    """The encoder and decoder of section 7, float32 on the CPU, initialised from `seed` alone.
+
+    The global generators are left as they were.
 
     architecture: "mlp" (as in the paper) or "conv" (our layout); covariance of q(Z | X): "diagonal" (section 6) or
     "full"; initialisation: "variance-preserving", with log-variances that begin around -4, or "pytorch". Raises
-    ValueError for an unknown name.
+    InvalidValueError for an unknown name, and for fewer than one channel or latent.
     """
     for name, value, choices in (
         ("architecture", architecture, ARCHITECTURES),
@@ -191,11 +198,14 @@ def build_vae(
         ("initialisation", initialisation, INITIALISATIONS),
     ):
         if value not in choices:
-            raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+            raise InvalidValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+    for name, count in (("channels", channels), ("latent_dim", latent_dim)):
+        if not count >= 1:
+            raise InvalidValueError(f"{name}={count} must be at least 1")
     make_encoder, make_decoder = (mlp_encoder, mlp_decoder) if architecture == "mlp" else (conv_encoder, conv_decoder)
     outputs = 2 * latent_dim + (latent_dim * (latent_dim - 1) // 2 if covariance == "full" else 0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU; torch.manual_seed would seed those of every GPU, too
         layers = make_encoder(channels, outputs)
         encoder = Encoder(layers) if covariance == "diagonal" else FullEncoder(layers, latent_dim)
         vae = VAE(encoder, make_decoder(channels, latent_dim), latent_dim)

@@ -15,12 +15,14 @@ hold.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, as_gaussian, kl_divergence
+from se_core.errors import InvalidTypeError, InvalidValueError
+from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, as_gaussian, batch_shape, kl_divergence
 from se_core.transport import transport_terms
 
 Decoder = Callable[[Tensor], Tensor]
@@ -53,11 +55,74 @@ def reparameterised_sample(q: Gaussian, generator: torch.Generator | None = None
     return q.mean + (q.scale @ noise(*q.mean.shape[:-1], q.scale.shape[-1], 1))[..., 0]
 
 
-def gaussian_log_likelihood(x: Tensor, mean: Tensor, noise_variance: float) -> Tensor:
-    """log N(x; mean, v I) summed over pixels: x and mean (B, ...) -> (B,), section 6."""
-    residual = (x - mean).flatten(1)
-    return -0.5 * residual.square().sum(-1) / noise_variance - 0.5 * residual.shape[1] * math.log(
-        2 * math.pi * noise_variance
+def gaussian_log_likelihood(x: Tensor, mean: Tensor, noise_variance: float | Tensor) -> Tensor:
+    """log N(x; mean, v I) summed over pixels: x and mean (B, ...) -> (B,), in nats, section 6.
+
+    noise_variance: v > 0, a number or a tensor to be learned: one value, or one for each channel, shape (C,), where x
+    is (B, C, ...).
+    """
+    log: Any = torch.log if isinstance(noise_variance, Tensor) else math.log
+    groups = noise_variance.numel() if isinstance(noise_variance, Tensor) else 1
+    squares = (x - mean).square().flatten(1).unflatten(1, (groups, -1))
+    by_group = squares.sum(-1) / noise_variance + squares.shape[-1] * log(2 * math.pi * noise_variance)
+    return -0.5 * by_group.sum(-1)
+
+
+def elbo(
+    x: Tensor,
+    q: Gaussian | Distribution,
+    decoder: Decoder,
+    noise_variance: float | Tensor,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """The evidence lower bound B_x(eta, theta) of section 1.
+
+    x: (B, ...) in [0, 1]; q: q(Z | x), a batch of B Gaussians, mean (B, latent_dim), or distributions of torch that
+    `as_gaussian` reads; decoder: z (B, latent_dim) -> mean image, the shape of x; noise_variance: v > 0, one number or
+    one a channel, which may be learned. Only the likelihood is sampled (one draw), the KL is exact.
+
+    Raises InvalidTypeError for an x that is not floating and a q that is no Gaussian; InvalidValueError for a v that is
+    not positive (of a tensor, the values are looked at on the CPU only) or has another shape, a q that is not one
+    Gaussian for each image, and a decoded image of another shape than x.
+    """
+    _check_images(x)
+    _check_noise_variance(noise_variance, x)
+    q = _one_for_each_image("q", q, x)
+    log_likelihood = gaussian_log_likelihood(
+        x, _decoded(decoder, reparameterised_sample(q, generator), x), noise_variance
+    )
+    zero = torch.zeros_like(log_likelihood)
+    return ElboTerms(log_likelihood, kl_divergence(q, _standard_normal(q)), zero, zero, zero)
+
+
+def se_elbo(
+    x: Tensor,
+    q_a: Gaussian | Distribution,
+    q_b: Gaussian | Distribution,
+    decoder: Decoder,
+    noise_variance: float | Tensor,
+    gamma: float | Tensor,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """The SE-ELBO of section 6 (with mu_a - mu_b where the paper prints mu_a - mu_a).
+
+    q_a = q(Z | x), q_b = q(Z | x') for a fictive x'; gamma >= 0 the coupling strength, one or one for each image, shape
+    (B,); the rest as in `elbo`, with whose likelihood term (the same draws of the same generator) and KL it agrees
+    exactly. Note that gamma = 0 still pays KL(q_b || p): it is not the ELBO. Raises what `elbo` raises, and the same
+    for q_b and gamma.
+    """
+    terms = elbo(x, q_a, decoder, noise_variance, generator)
+    q_b = _one_for_each_image("q_b", q_b, x)
+    if isinstance(gamma, Tensor) and gamma.shape not in ((), (len(x),)):
+        raise InvalidValueError(
+            f"gamma must be one number or one for each of the {len(x)} images, shape ({len(x)},), got "
+            f"{tuple(gamma.shape)}; flatten it"
+        )
+    cost, information = transport_terms(q_a, q_b, gamma)
+    return terms._replace(
+        kl_fictive=kl_divergence(q_b, _standard_normal(q_b)),
+        mutual_information=information,
+        transport=0.5 * gamma * cost,
     )
 
 
@@ -65,57 +130,54 @@ def _standard_normal(q: Gaussian) -> DiagonalGaussian:
     return DiagonalGaussian(torch.zeros_like(q.mean), torch.zeros_like(q.mean))
 
 
-def _validate(x: Tensor, q: Gaussian, noise_variance: float) -> None:
-    if not (math.isfinite(noise_variance) and noise_variance > 0):
-        raise ValueError(f"noise_variance={noise_variance} must be a finite number > 0: the v of p(X|Z) = N(g(Z), v I)")
-    if q.mean.shape[0] != x.shape[0]:
-        raise ValueError(f"q has {q.mean.shape[0]} examples and x has {x.shape[0]}; encode the same batch")
-
-
-def elbo(
-    x: Tensor,
-    q: Gaussian,
-    decoder: Decoder,
-    noise_variance: float,
-    generator: torch.Generator | None = None,
-) -> ElboTerms:
-    """The evidence lower bound B_x(eta, theta) of section 1.
-
-    x: (B, ...) in [0, 1]; q: q(Z | x), mean (B, latent_dim); decoder: z -> mean image, the shape of x;
-    noise_variance: v > 0. Only the likelihood is sampled (one draw), the KL is exact. Raises ValueError for a v that
-    is not positive, for batches that differ, and for a decoded image of another shape than x.
-    """
-    _validate(x, q, noise_variance)
-    mean = decoder(reparameterised_sample(q, generator))
+def _decoded(decoder: Decoder, z: Tensor, x: Tensor) -> Tensor:
+    try:
+        mean = decoder(z)
+    except RuntimeError as error:
+        error.add_note(
+            f"the decoder was given z of shape {tuple(z.shape)}: q's event dimensions, flattened, a row each"
+        )
+        raise
     if mean.shape != x.shape:
-        raise ValueError(f"decoder returned images of shape {tuple(mean.shape)} for x of shape {tuple(x.shape)}")
-    log_likelihood = gaussian_log_likelihood(x, mean, noise_variance)
-    zero = torch.zeros_like(log_likelihood)
-    return ElboTerms(log_likelihood, kl_divergence(q, _standard_normal(q)), zero, zero, zero)
+        raise InvalidValueError(
+            f"decoder must return images of the shape of x, {tuple(x.shape)}, got {tuple(mean.shape)}"
+        )
+    return mean
 
 
-def se_elbo(
-    x: Tensor,
-    q_a: Gaussian,
-    q_b: Gaussian,
-    decoder: Decoder,
-    noise_variance: float,
-    gamma: float | Tensor,
-    generator: torch.Generator | None = None,
-) -> ElboTerms:
-    """The SE-ELBO of section 6 (with mu_a - mu_b where the paper prints mu_a - mu_a).
+def _check_images(x: Tensor) -> None:
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidTypeError(
+            f"x must hold floating-point pixels, got {kind}; scale images to [0, 1] (divide uint8 by 255)"
+        )
 
-    q_a = q(Z | x), q_b = q(Z | x') for a fictive x'; gamma >= 0 the coupling strength; the rest as in `elbo`, with
-    whose likelihood term (the same draws of the same generator) and KL it agrees exactly. Note that gamma = 0 still
-    pays KL(q_b || p): it is not the ELBO. Raises ValueError for an invalid v or gamma.
-    """
-    terms = elbo(x, q_a, decoder, noise_variance, generator)
-    cost, information = transport_terms(q_a, q_b, gamma)
-    return terms._replace(
-        kl_fictive=kl_divergence(q_b, _standard_normal(q_b)),
-        mutual_information=information,
-        transport=0.5 * gamma * cost,
-    )
+
+def _one_for_each_image(name: str, q: Gaussian | Distribution, x: Tensor) -> Gaussian:
+    q = as_gaussian(q)
+    if batch_shape(q) != x.shape[:1]:
+        raise InvalidValueError(
+            f"{name} must be one Gaussian for each of the {len(x)} images, batch shape ({len(x)},), got "
+            f"{tuple(batch_shape(q))} and D = {q.mean.shape[-1]}; encode the same batch, flatten latents into one "
+            "dimension, and wrap a bare Normal in Independent(normal, 1)"
+        )
+    return q
+
+
+def _check_noise_variance(v: float | Tensor, x: Tensor) -> None:
+    if not isinstance(v, Tensor):
+        if not (math.isfinite(v) and v > 0):
+            raise InvalidValueError(f"noise_variance={v} must be a finite number > 0: the v of p(X|Z) = N(g(Z), v I)")
+        return
+    if v.shape not in ((), x.shape[1:2]):
+        raise InvalidValueError(
+            f"noise_variance must be one number or one for each of the {x.shape[1]} channels, got the shape "
+            f"{tuple(v.shape)}"
+        )
+    if v.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((v > 0).all()):
+        raise InvalidValueError(
+            f"noise_variance must be positive, got {float(v.detach().min()):.9g}; learn its logarithm: log_v.exp()"
+        )
 
 
 class LinearGaussianModel(NamedTuple):

@@ -145,3 +145,33 @@ def test_sample_and_reconstruct() -> None:
 def test_unknown_names_are_refused_with_the_choices(arguments: tuple, named: str) -> None:
     with pytest.raises(ValueError, match=rf"'{named}' is unknown; choose one of"):
         build_vae(*arguments)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_networks_do_not_depend_on_global_defaults(architecture: str) -> None:
+    expected = build_vae(architecture, 1, 8, seed=3).state_dict()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")  # stands for a GPU
+        found = build_vae(architecture, 1, 8, seed=3)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for name, value in found.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected[name])
+    assert found.encode(IMAGES[1]).mean.shape == (6, 8)
+
+
+def test_no_generator_of_a_gpu_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    build_vae("mlp", 1, 4, seed=7)
+    assert not seeded
+
+
+@pytest.mark.parametrize(("arguments", "named"), [(("mlp", 0, 8), "channels=0"), (("conv", 1, 0), "latent_dim=0")])
+def test_sizes_are_at_least_one(arguments: tuple, named: str) -> None:
+    with pytest.raises(ValueError, match=f"{named} must be at least 1"):
+        build_vae(*arguments)

@@ -166,11 +166,114 @@ def test_a_gamma_that_is_none_is_refused(gamma: float) -> None:
 
 
 def test_batches_that_differ_are_refused() -> None:
-    with pytest.raises(ValueError, match="q has 5 examples and x has 4"):
+    with pytest.raises(
+        ValueError, match=r"q must be one Gaussian for each of the 4 images, batch shape \(4,\), got \(5,\)"
+    ):
         elbo(X[:4], Q_A, decoder, V)
 
 
 def test_a_decoder_of_another_shape_is_refused() -> None:
     """(B, 28, 28) against (B, 1, 28, 28) would broadcast to (B, B, 28, 28), silently."""
-    with pytest.raises(ValueError, match=r"decoder returned images of shape .* for x of shape"):
+    with pytest.raises(
+        ValueError, match=r"decoder must return images of the shape of x, \(5, 1, 3, 3\), got \(5, 3, 3\)"
+    ):
         elbo(X, Q_A, lambda z: decoder(z)[:, 0], V)
+
+
+COLOUR = torch.rand(5, 3, 2, 2, generator=_generator(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("v", [0.3, torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.1, 0.5, 2.0]).double()])
+def test_the_noise_variance_may_be_learned_one_for_all_or_one_a_channel(v: float | Tensor) -> None:
+    """Value and derivative of torch.distributions, whose normaliser is part of its graph."""
+    mean = torch.rand(COLOUR.shape, generator=_generator(4), dtype=torch.float64)
+    ours, theirs = (
+        v.clone().requires_grad_() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for _ in range(2)
+    )
+    scale = (theirs if theirs.ndim == 0 else theirs[:, None, None]).sqrt()
+    expected = Independent(Normal(mean, scale), 3).log_prob(COLOUR)
+    q = DiagonalGaussian(Q_A.mean, Q_A.log_var)
+    found = elbo(COLOUR, q, lambda z: mean, ours if isinstance(v, Tensor) else v).log_likelihood
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    if isinstance(v, Tensor):
+        slopes = [torch.autograd.grad(value.sum(), leaf)[0] for value, leaf in ((found, ours), (expected, theirs))]
+        torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-12, atol=1e-12)
+
+
+def test_the_best_noise_variance_is_the_mean_square() -> None:
+    """Where the derivative vanishes: a lost normaliser would push v without end."""
+    mean = torch.rand(COLOUR.shape, generator=_generator(4), dtype=torch.float64)
+    v = (COLOUR - mean).square().mean((0, 2, 3)).requires_grad_()
+    (slope,) = torch.autograd.grad(gaussian_log_likelihood(COLOUR, mean, v).sum(), v)
+    torch.testing.assert_close(slope, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("v", "message"),
+    [
+        (torch.tensor([0.1, 0.2]), r"one for each of the 3 channels, got the shape \(2,\)"),
+        (torch.ones(5, 1, 1, 1), r"got the shape \(5, 1, 1, 1\)"),
+        (torch.tensor(-0.1), r"noise_variance must be positive, got -0\.1.*log_v\.exp\(\)"),
+        (torch.tensor([0.1, 0.2, math.nan]), "noise_variance must be positive, got nan"),
+    ],
+)
+def test_a_tensor_that_is_no_noise_variance_is_refused(v: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        elbo(COLOUR, Q_A, lambda z: COLOUR, v)
+
+
+ONE_TOO_MANY: dict[str, object] = {
+    "(B, 1, D)": DiagonalGaussian(Q_A.mean[:, None], Q_A.log_var[:, None]),
+    "(B, C, H, W)": DiagonalGaussian(torch.zeros(5, 4, 2, 2).double(), torch.zeros(5, 4, 2, 2).double()),
+    "a bare Normal": Normal(Q_A.mean, 1.0),
+    "a bare Normal of one latent": Normal(Q_A.mean[:, :1], 1.0),
+    "another batch": DiagonalGaussian(Q_A.mean[:4], Q_A.log_var[:4]),
+    "no batch": DiagonalGaussian(Q_A.mean[0], Q_A.log_var[0]),
+}
+
+
+@pytest.mark.parametrize("shape", ONE_TOO_MANY)
+def test_posteriors_are_one_for_each_image(shape: str) -> None:
+    """Each of these would broadcast to a bound of shape (B, B) or (B, C, H), of another meaning, silently."""
+    q = ONE_TOO_MANY[shape]
+    with pytest.raises(ValueError, match="q must be one Gaussian for each of the 5 images"):
+        elbo(X, q, decoder, V)
+    with pytest.raises(ValueError, match="q_b must be one Gaussian for each of the 5 images"):
+        se_elbo(X, Q_A, q, decoder, V, 1.0)
+
+
+def test_distributions_of_torch_are_read() -> None:
+    ours, theirs = (
+        se_elbo(X, a, b, decoder, V, 2.0, _generator()) for a, b in ((Q_A, Q_B), (_as_torch(Q_A), _as_torch(Q_B)))
+    )
+    torch.testing.assert_close(ours.value, theirs.value, rtol=1e-13, atol=1e-13)
+    block = Independent(Normal(Q_A.mean.reshape(5, 2, 2), torch.exp(Q_A.log_var.reshape(5, 2, 2) / 2)), 2)
+    assert torch.equal(elbo(X, block, decoder, V, _generator()).value, elbo(X, Q_A, decoder, V, _generator()).value)
+
+
+def test_gamma_may_differ_between_images_and_nothing_else() -> None:
+    gamma = torch.tensor([0.0, 1e-3, 1.0, 10.0, 1e6], dtype=torch.float64)
+    together = se_elbo(X, Q_A, Q_B, decoder, V, gamma, _generator()).value
+    for i, g in enumerate(gamma.tolist()):
+        assert float(together[i]) == pytest.approx(float(se_elbo(X, Q_A, Q_B, decoder, V, g, _generator()).value[i]))
+    for wrong in (gamma[:, None], gamma[None], gamma[:4], torch.ones(1).double()):
+        with pytest.raises(ValueError, match=r"gamma must be one number or one for each of the 5 images"):
+            se_elbo(X, Q_A, Q_B, decoder, V, wrong)
+
+
+@pytest.mark.parametrize("x", [(255 * X).to(torch.uint8), X > 0.5, X.tolist()])
+def test_images_are_floating(x: object) -> None:
+    with pytest.raises(TypeError, match="x must hold floating-point pixels"):
+        elbo(x, Q_A, decoder, V)
+
+
+@pytest.mark.parametrize("q", [(Q_A.mean, Q_A.log_var), Q_A.mean, None])
+def test_a_posterior_is_a_gaussian(q: object) -> None:
+    with pytest.raises(TypeError, match="expected a DiagonalGaussian"):
+        elbo(X, q, decoder, V)
+
+
+def test_a_decoder_of_other_latents_is_told_what_it_was_given() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        elbo(X, DiagonalGaussian(Q_A.mean[:, :3], Q_A.log_var[:, :3]), decoder, V)
+    assert "the decoder was given z of shape (5, 3)" in caught.value.__notes__[0]
