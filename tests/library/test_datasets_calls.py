@@ -1,0 +1,103 @@
+"""Calls of the data: wrong arguments are refused by name, and the state of torch around a call changes nothing."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from se_core.datasets import COLOURS, RGB, DigitImages, load
+from se_core.errors import InvalidTypeError, InvalidValueError
+
+# The state of torch around a call
+
+
+@pytest.mark.parametrize("state", ["device", "dtype", "no gradients", "inference"])
+def test_the_state_of_torch_changes_nothing(state):
+    calls = [("mnist", "train"), ("colour-mnist", "test"), ("colour-mnist", "test", "bundled", "all")]
+    expected = [load(*call) for call in calls]
+    dtype = torch.get_default_dtype()
+    modes = {"device": torch.device("meta"), "no gradients": torch.no_grad(), "inference": torch.inference_mode()}
+    try:
+        if state == "dtype":
+            torch.set_default_dtype(torch.float64)
+        with modes.get(state, torch.enable_grad()):
+            found = [load(*call).to("cpu") for call in calls]
+        images = [data.images(slice(0, 50)) for data in found]
+    finally:
+        torch.set_default_dtype(dtype)
+    for data, image, plain in zip(found, images, expected, strict=True):
+        for name in ("pixels", "digits", "source", *(["colours"] if plain.colours is not None else [])):
+            ours, theirs = getattr(data, name), getattr(plain, name)
+            assert ours.device.type == "cpu"
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs)
+        assert image.dtype == torch.float32
+        assert torch.equal(image, plain.images(slice(0, 50)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_inference_mode_loads_can_be_trained_on(device):
+    with torch.inference_mode():
+        data = load("colour-mnist", "test").to(device)
+    weight = torch.zeros(3 * 784, 10, device=device, requires_grad=True)
+    # Both factors and the labels are saved for the backward pass, which tensors of inference mode cannot be.
+    scores = data.images(slice(0, 20)).flatten(1) @ weight
+    losses = [functional.cross_entropy(scores, data.labels(task)[:20]) for task in ("digit", "colour")]
+    sum(losses).backward()
+    assert weight.grad is not None
+    assert not any(tensor.is_inference() for tensor in (data.pixels, data.digits, data.colours, data.source))
+
+
+@pytest.mark.parametrize("state", ["torch.set_default_device('meta')", "torch.inference_mode().__enter__()"])
+def test_the_state_of_torch_at_import_changes_nothing(state):
+    code = f"import torch; {state}; from se_core.datasets import RGB; print(RGB.is_inference(), RGB.tolist())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"False {RGB.tolist()}"
+
+
+# Arguments
+
+
+def one_image(colour: str | None = None) -> DigitImages:
+    colours = None if colour is None else torch.tensor([COLOURS.index(colour)])
+    return DigitImages(torch.zeros(1, 28, 28, dtype=torch.uint8), torch.tensor([3]), colours, torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("minst", "train"), InvalidValueError, "dataset must be one of 'mnist', 'colour-mnist', not 'minst'"),
+        (("mnist", "val"), InvalidValueError, "split must be one of 'train', 'test', not 'val'"),
+        (("mnist", None), InvalidValueError, "split must be one of 'train', 'test', not None"),
+        (("mnist", "test", "bundled", "no"), InvalidValueError, "colouring must be one of 'random', 'all', not 'no'"),
+        (("mnist", "test", None), InvalidTypeError, "source must be a path, not None; pass a str or"),
+        (("mnist", "test", 3), InvalidTypeError, "source must be a path, not 3"),
+        (("mnist", "test", "~no-such-user/data"), InvalidValueError, "source ~no-such-user/data: .* Write .* in full"),
+        (("mnist", "test", "bundled", "random", 0.5), InvalidTypeError, "seed must be an integer, not 0.5; pass"),
+        (("mnist", "test", "bundled", "random", "0"), InvalidTypeError, "seed must be an integer, not '0'"),
+        (("mnist", "test", "bundled", "random", None), InvalidTypeError, "seed must be an integer, not None"),
+        (("mnist", "test", "bundled", "random", 2**63), InvalidValueError, f"seed must be .* not {2**63}; pass"),
+        (("mnist", "test", "bundled", "random", -(2**63)), InvalidValueError, "seed must be at least -2\\*\\*62"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        load(*arguments)
+
+
+def test_any_integer_is_a_seed():
+    expected = load("colour-mnist", "test", seed=7).colours
+    for seed in (np.int64(7), torch.tensor(7)):
+        assert torch.equal(load("colour-mnist", "test", seed=seed).colours, expected)
+    for seed in (2**63 - 1, -(2**62)):
+        assert len(load("colour-mnist", "test", seed=seed)) == 2_000
+
+
+def test_unknown_tasks_are_refused():
+    with pytest.raises(InvalidValueError, match="task must be 'digit' or 'colour', not 'color'"):
+        one_image("red").labels("color")
+    with pytest.raises(InvalidValueError, match="load 'colour-mnist'"):
+        one_image().labels("colour")
