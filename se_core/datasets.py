@@ -75,15 +75,47 @@ class DigitImages:
     def images(self, index: Tensor | slice | None = None) -> Tensor:
         """The images at `index` (all of them by default), (B, C, 28, 28) float32 in [0, 1], channels R, G, B.
 
-        `index` is a slice or a one-dimensional integer tensor, best on the device of the data: then the host waits
-        for nothing.
+        `index` is a slice or a one-dimensional tensor, int64 or int32, best on the device of the data: then the host
+        waits for nothing. A mask, bool of shape (M,), selects too, but a GPU is waited for to count its images.
+
+        Raises:
+            InvalidTypeError: `index` is anything else.
+            InvalidValueError: `index` has another shape, or is on a device from which it cannot reach the data.
+            IndexError: an image is asked for that is not there. On a GPU it is CUDA that stops, later.
         """
         if index is None:
             index = slice(None)
+        self._check_index(index)
         grey = self.pixels[self.source[index]].unsqueeze(1)
         if self.colours is not None:
             grey = grey * _rgb(self.colours[index]).to(torch.uint8)[..., None, None]
         return grey.to(torch.float32) / 255
+
+    def _check_index(self, index: object) -> None:
+        """Look at the type, shape and device only: a value on a GPU would have to be waited for."""
+        if isinstance(index, slice):
+            return
+        if not isinstance(index, Tensor):
+            found, remedy = f"a {type(index).__name__}", "torch.as_tensor(index)"
+            if isinstance(index, int):
+                found, remedy = repr(index), f"torch.tensor([{index}]) for a batch of one"
+            raise InvalidTypeError(f"index must be a slice or a one-dimensional tensor, not {found}; pass {remedy}")
+        if index.dtype not in (torch.int64, torch.int32, torch.bool):
+            raise InvalidTypeError(
+                f"index must be a tensor of int64, int32 or bool, not {index.dtype}; pass index.long() if it holds the "
+                "numbers of images, index.bool() if it is a mask"
+            )
+        if index.ndim != 1:
+            raise InvalidValueError(f"index must have one dimension, not shape {tuple(index.shape)}; flatten it")
+        if index.dtype == torch.bool and len(index) != len(self):
+            raise InvalidValueError(
+                f"index is a mask of {len(index)} entries for {len(self)} images; pass one entry for each image, or "
+                "the numbers of the images"
+            )
+        if index.device.type != "cpu" and index.device != self.source.device:
+            raise InvalidValueError(
+                f"index is on {index.device} and the images on {self.source.device}; move one of the two with .to()"
+            )
 
     def labels(self, task: str) -> Tensor:
         """The labels (M,) int64 of the task "digit" (0 to 9) or "colour" (0 to 6).

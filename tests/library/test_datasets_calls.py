@@ -101,3 +101,34 @@ def test_unknown_tasks_are_refused():
         one_image("red").labels("color")
     with pytest.raises(InvalidValueError, match="load 'colour-mnist'"):
         one_image().labels("colour")
+
+
+@pytest.mark.parametrize("colour", [None, "red"])
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (0, InvalidTypeError, r"not 0; pass torch.tensor\(\[0\]\) for a batch of one"),
+        (-1, InvalidTypeError, r"not -1; pass torch.tensor\(\[-1\]\)"),
+        ([0], InvalidTypeError, r"not a list; pass torch.as_tensor\(index\)"),
+        ((0,), InvalidTypeError, "not a tuple"),
+        (range(1), InvalidTypeError, "not a range"),
+        (np.zeros(1, dtype=np.int64), InvalidTypeError, "not a ndarray"),
+        ("0", InvalidTypeError, "not a str"),
+        (..., InvalidTypeError, "not a ellipsis"),
+        (torch.zeros(1), InvalidTypeError, r"not torch.float32; pass index.long\(\)"),
+        (torch.zeros(1, dtype=torch.uint8), InvalidTypeError, r"not torch.uint8; .* index.bool\(\) if it is a mask"),
+        (torch.zeros(1, dtype=torch.int16), InvalidTypeError, "not torch.int16"),
+        (torch.tensor(0), InvalidValueError, r"one dimension, not shape \(\); flatten"),
+        (torch.zeros(1, 1, dtype=torch.int64), InvalidValueError, r"one dimension, not shape \(1, 1\)"),
+        (torch.ones(1, 28, dtype=torch.bool), InvalidValueError, r"one dimension, not shape \(1, 28\)"),
+        (torch.ones(2, dtype=torch.bool), InvalidValueError, "a mask of 2 entries for 1 images; pass one entry"),
+        (
+            torch.zeros(1, dtype=torch.int64, device="meta"),
+            InvalidValueError,
+            "is on meta and the images on cpu; move one",
+        ),
+    ],
+)
+def test_an_index_that_is_not_a_batch_is_refused(index, error, message, colour):
+    with pytest.raises(error, match=f"index .*{message}"):
+        one_image(colour).images(index)
