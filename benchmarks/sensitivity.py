@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/sensitivity.py --out runs/sensitivity
 
 Writes `results.json` there: the bases, and one row for each base, change, seed and method, with its accuracies, radius
-by radius, and its companions. Interrupt it as you like; the same command continues.
+by radius, and its diagnostics. Interrupt it as you like; the same command continues.
 """
 
 import argparse
@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from se_core.lab.evaluation import EvaluationConfig
-from se_core.lab.experiments import NOISE_VARIANCE, PROFILES, robustness, run_all
+from se_core.lab.config import EvaluationConfig, RunConfig
+from se_core.lab.executors import LocalProcesses
+from se_core.lab.experiments import NOISE_VARIANCE, PROFILES, run_all
+from se_core.lab.statistics import robustness
 from se_core.lab.storage import provenance, write_atomically
-from se_core.lab.training import RunConfig
 
 SEEDS = (0, 1, 2)
 EVALUATION = EvaluationConfig(test_images=500, attack_steps=30)
@@ -59,12 +60,13 @@ def _study(base: str, change: dict[str, Any], out: Path, workers: int) -> list[d
     pairs = [(seed, method) for seed in SEEDS for method in ("vae", "se")]
     configs = [RunConfig(**(BASES[base] | fields | {"seed": seed, "method": method})) for seed, method in pairs]
     rows = []
-    for (seed, method), result in zip(pairs, run_all(configs, evaluation, out / "runs", workers), strict=True):
+    results = run_all(configs, evaluation, out / "runs", LocalProcesses(workers))
+    for (seed, method), result in zip(pairs, results, strict=True):
         accuracy: dict[str, list[float]] = {}
         for record in result["records"]:
             accuracy.setdefault(record["task"], []).append(record["accuracy"])
-        about = {"base": base, "change": change, "seed": seed, "method": method}
-        rows.append(about | {"accuracy": accuracy, "companions": result["companions"]})
+        setting = {"base": base, "change": change, "seed": seed, "method": method}
+        rows.append(setting | {"accuracy": accuracy, "diagnostics": result["diagnostics"]})
     return rows
 
 
@@ -88,9 +90,9 @@ def main() -> None:
     for base, change in _studies():
         rows += (new := _study(base, change, arguments.out, arguments.workers))
         print(f"{base:13s} {change or 'as chosen'!s:44s} gain {_gains(new)}", flush=True)
-    about = {"provenance": provenance(), "bases": BASES, "seeds": SEEDS, "radii": EVALUATION.radii}
+    header = {"provenance": provenance(), "bases": BASES, "seeds": SEEDS, "radii": EVALUATION.radii}
     lines = ",\n  ".join(json.dumps(row) for row in rows)
-    content = f'{json.dumps(about)[:-1]}, "rows": [\n  {lines}\n]}}\n'
+    content = f'{json.dumps(header)[:-1]}, "rows": [\n  {lines}\n]}}\n'
     write_atomically(arguments.out / "results.json", content.encode())
 
 

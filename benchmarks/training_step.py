@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from se_core.datasets import load
+from se_core.lab.config import RunConfig
 from se_core.lab.storage import provenance, write_atomically
-from se_core.lab.training import RunConfig, derived_generator, make_optimiser, training_step
+from se_core.lab.training import derived_generator, make_optimiser, training_step
 from se_core.networks import VAE, WIDTH, build_vae
 from se_core.objectives import se_elbo
 from se_core.transport import w2_squared

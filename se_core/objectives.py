@@ -154,14 +154,14 @@ def _check_images(x: Tensor) -> None:
 
 
 def _one_for_each_image(name: str, q: Gaussian | Distribution, x: Tensor) -> Gaussian:
-    q = as_gaussian(q)
-    if batch_shape(q) != x.shape[:1]:
+    gaussian = as_gaussian(q)
+    if batch_shape(gaussian) != x.shape[:1]:
         raise InvalidValueError(
             f"{name} must be one Gaussian for each of the {len(x)} images, batch shape ({len(x)},), got "
-            f"{tuple(batch_shape(q))} and D = {q.mean.shape[-1]}; encode the same batch, flatten latents into one "
-            "dimension, and wrap a bare Normal in Independent(normal, 1)"
+            f"{tuple(batch_shape(gaussian))} and D = {gaussian.mean.shape[-1]}; encode the same batch, flatten latents "
+            "into one dimension, and wrap a bare Normal in Independent(normal, 1)"
         )
-    return q
+    return q if isinstance(q, DiagonalGaussian | FullGaussian) else gaussian
 
 
 def _check_noise_variance(v: float | Tensor, x: Tensor) -> None:

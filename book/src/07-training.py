@@ -14,9 +14,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from se_core import build_vae, load
+from se_core.lab.config import RunConfig
 from se_core.lab.evaluation import encode_means
 from se_core.lab.figures import METHODS, STYLE
-from se_core.lab.training import RunConfig, derived_generator, make_optimiser, training_step
+from se_core.lab.training import derived_generator, make_optimiser, training_step
 from se_core.objectives import ElboTerms, gaussian_log_likelihood, se_elbo
 from se_core.transport import entropic_cost
 

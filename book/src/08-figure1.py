@@ -16,17 +16,12 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import Image
 
-from se_core.lab.evaluation import EvaluationConfig, evaluate
-from se_core.lab.experiments import (
-    PANELS,
-    PROFILES,
-    claims,
-    figure1_runs,
-    mean_and_interval,
-    robustness,
-)
+from se_core.lab.config import EvaluationConfig, RunConfig
+from se_core.lab.evaluation import evaluate
+from se_core.lab.experiments import PANELS, PROFILES, figure1_runs
 from se_core.lab.figures import METHODS, STYLE, figure1
-from se_core.lab.training import RunConfig, train
+from se_core.lab.statistics import claims, mean_and_interval, robustness
+from se_core.lab.training import train
 
 torch.set_num_threads(1)
 plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.8)})
@@ -129,16 +124,16 @@ assert conv["gain"] > mlp["gain"]
 
 # %% [markdown]
 r"""
-## Read beside it
+## Read with it
 
-An encoder can look robust by shrinking, or by forgetting. So beside each robustness figure stand the bound, the error of
+An encoder can look robust by shrinking, or by forgetting. So read with each robustness figure the bound, the error of
 a reconstruction, and the number of active latents.
 """
 
 # %% tags=["hide-input"]
 rows = {}
-for run, companion in zip(provenance["runs"], results["companions"], strict=True):
-    rows.setdefault((run["dataset"], run["architecture"], run["method"]), []).append(companion)
+for run, numbers in zip(provenance["runs"], results["diagnostics"], strict=True):
+    rows.setdefault((run["dataset"], run["architecture"], run["method"]), []).append(numbers)
 print(f"{'':26s}{'ELBO':>8s}{'error':>9s}{'active':>8s}{'variance':>10s}{'moved':>7s}")
 for (dataset, architecture, method), group in rows.items():
     mean = {key: mean_and_interval([c[key] for c in group])[0] for key in group[0]}

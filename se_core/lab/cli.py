@@ -1,23 +1,25 @@
 """The `se-core` command: data, train, evaluate, reproduce."""
 
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from se_core.datasets import DataError, fetch
-from se_core.lab.evaluation import EvaluationConfig, evaluate
-from se_core.lab.experiments import PROFILES, WorkerKilled, configure_process, reproduce, row
+from se_core.datasets import fetch
+from se_core.errors import SmoothEncoderError
+from se_core.lab.config import EvaluationConfig, RunConfig
+from se_core.lab.evaluation import evaluate
+from se_core.lab.executors import LocalProcesses, configure_process
+from se_core.lab.experiments import PROFILES, examples, figure1_runs, reproduce, row
 from se_core.lab.figures import draw, table
-from se_core.lab.storage import CheckpointError, StorageError
-from se_core.lab.training import Interrupted, RunConfig, TrainingDiverged, train
-
-ERRORS = (ValueError, TypeError, RuntimeError, DataError, CheckpointError, StorageError, TrainingDiverged, WorkerKilled)
+from se_core.lab.training import Interrupted, train
 
 
 def _cores() -> int:
@@ -39,7 +41,7 @@ def _parser() -> ArgumentParser:
     training.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds the runs")
     training.add_argument("--checkpoint_every", type=int, default=500, help="steps between two checkpoints")
 
-    evaluation = _command("Evaluate a finished run: probe, accuracy against radius, companions.")
+    evaluation = _command("Evaluate a finished run: probe, accuracy against radius, diagnostics.")
     evaluation.add_argument("run", type=Path, help="the folder of a finished run")
     evaluation.add_argument("--config", action="config", help="a YAML file with any of the options below")
     evaluation.add_class_arguments(EvaluationConfig)
@@ -64,31 +66,44 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _run_config(arguments: Namespace) -> RunConfig:
-    return RunConfig(**{field.name: arguments[field.name] for field in fields(RunConfig)})
+def _prepared(command: str, arguments: Namespace) -> Callable[[], None]:
+    """What the command will do, once everything that its arguments say has been checked."""
+
+    def fields_of(kind: Any) -> Any:
+        return kind(**{field.name: arguments[field.name] for field in fields(kind)})
+
+    match command:
+        case "data":
+            return lambda: print(fetch(arguments.root))
+        case "train":
+            return partial(_train, fields_of(RunConfig), arguments.runs, arguments.checkpoint_every)
+        case "evaluate":
+            return partial(_evaluate, arguments.run, fields_of(EvaluationConfig), arguments.device)
+        case _:
+            names = {field.name for field in fields(RunConfig)} & set(arguments.keys())
+            overrides = {name: arguments[name] for name in names if arguments[name] is not None}
+            figure1_runs(arguments.profile, **overrides)
+            out = arguments.out or Path("runs") / f"figure1-{arguments.profile}"
+            return partial(
+                _reproduce, arguments.profile, out.expanduser(), LocalProcesses(arguments.workers), overrides
+            )
 
 
-def _train(arguments: Namespace) -> None:
-    config = _run_config(arguments)
-    terminal = sys.stderr.isatty()
-    with tqdm(total=config.iterations, unit="step", desc=config.name, disable=not terminal) as bar:
-        folder = train(config, arguments.runs, arguments.checkpoint_every, bar.update if terminal else None)
+def _train(config: RunConfig, runs: Path, checkpoint_every: int) -> None:
+    with tqdm(total=config.iterations, unit="step", desc=config.name, disable=not sys.stderr.isatty()) as bar:
+        folder = train(config, runs, checkpoint_every, bar.update)
     print(folder)
 
 
-def _evaluate(arguments: Namespace) -> None:
-    config = EvaluationConfig(**{field.name: arguments[field.name] for field in fields(EvaluationConfig)})
-    path = evaluate(arguments.run, config, arguments.device)
+def _evaluate(run: Path, config: EvaluationConfig, device: str) -> None:
+    path = evaluate(run, config, device)
     print(row(path))
     print(path)
 
 
-def _reproduce(arguments: Namespace) -> None:
-    out = arguments.out or Path("runs") / f"figure1-{arguments.profile}"
-    names = {field.name for field in fields(RunConfig)} & set(arguments.keys())
-    overrides = {name: arguments[name] for name in names if arguments[name] is not None}
-    results = reproduce(arguments.profile, out, arguments.workers, **overrides)
-    draw(results, out)
+def _reproduce(profile: str, out: Path, execute: LocalProcesses, overrides: dict[str, Any]) -> None:
+    results = reproduce(profile, out, execute, **overrides)
+    draw(results, examples(results, out), out)
     print(table(results))
     print(f"\n{out}/figure1.png  {out}/attacked_digits.png  {out}/results.json")
 
@@ -100,20 +115,27 @@ def _underscored(argument: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`; 0 on success, 1 on an error that was explained, 130 after Ctrl-C."""
+    """Run the command line `argv`; 0 on success, 1 on an error that was explained, 130 after Ctrl-C, 141 where nobody
+    reads any more. A bug keeps its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of ASCII shows ? for ±
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args([_underscored(argument) for argument in argv])
     configure_process()
     command = arguments.subcommand
-    action = {"data": lambda a: print(fetch(a.root)), "train": _train, "evaluate": _evaluate, "reproduce": _reproduce}
     try:
-        action[command](arguments[command])
-    except ERRORS as error:
+        _prepared(command, arguments[command])()
+        sys.stdout.flush()
+    except SmoothEncoderError as error:
         print(f"se-core {command}: {error}", file=sys.stderr)
         return 1
     except (Interrupted, KeyboardInterrupt) as interruption:
         print(f"se-core {command}: {str(interruption) or 'stopped; the same command continues'}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        return 141
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How robust is a representation? The linear probe, accuracy against radius, and what to read beside them.
+"""How robust is a representation? The linear probe, accuracy against radius, and the diagnostics to read with them.
 
 The threat model: the attacker knows encoder and probe, and may change every pixel by at most the radius, within
 [0, 1]. The probe is a multinomial logistic regression on the raw means of the encoder, fitted on clean images.
@@ -7,56 +7,94 @@ The threat model: the attacker knows encoder and probe, and may change every pix
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from se_core.attacks import cross_entropy, fictive_sample, margin, pgd
+from se_core.attacks import Attack, cross_entropy, fictive_sample, margin, pgd
 from se_core.datasets import COLOURS, DigitImages, load
-from se_core.lab.storage import CheckpointError, declare_types, digest, provenance, read_json, write_atomically
-from se_core.lab.training import derived_generator, load_run, usable_device
+from se_core.errors import SmoothEncoderError
+from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
+from se_core.lab.runs import check_data, load_run
+from se_core.lab.storage import CheckpointError, provenance, read_json, write_atomically
+from se_core.lab.training import derived_generator
 from se_core.networks import VAE
 from se_core.objectives import elbo
 from se_core.transport import w2_squared
 
-RADII = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-ACTIVE = 0.01  # a latent is active if the variance of its mean over the data exceeds this (Burda et al., 2016)
+Logits = Callable[[Tensor], Tensor]
 
+CLASSES = {"digit": 10, "colour": len(COLOURS)}
+ACTIVE = 0.01  # a latent is active if the variance of its mean over the data exceeds this (Burda et al., 2016)
 BATCH = 500
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How a run is evaluated.
+class ProbeNotConverged(SmoothEncoderError):
+    """L-BFGS ended before the gradient of the probe's loss vanished."""
 
-    Args:
-        radii: attack radii, ascending, in pixels scaled to [0, 1].
-        attack_steps: steps of each attack on the classifier.
-        restarts: random starts of each attack, for each of the two objectives.
-        test_images: number of test images, from the first; 0 means all.
-        l2: penalty of the probe, l2 / 2 times the squared norm of its weights, against the mean cross-entropy.
+
+@torch.inference_mode(False)
+def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Path:
+    """Evaluate a finished run; returns its `evaluation-*.json`, written once and then reused.
+
+    The file holds `records`, one per task and radius (dataset, architecture, task, method, seed, latent_dim, radius,
+    accuracy, n), and `diagnostics`; one that is damaged, of version 0.1.0 (whose attack returned its last point) or of
+    other test digits is written again. Raises CheckpointError, DataError (also where the training data have changed),
+    StorageError, ProbeNotConverged, and InvalidValueError for a device that is not there.
     """
+    usable_device(device)
+    run, vae = load_run(folder)
+    folder = Path(folder).expanduser()
+    train_data = load(run.dataset, "train", run.source, run.colouring, run.seed).to(device)
+    test_data = load(run.dataset, "test", run.source, "random", run.seed).to(device)
+    check_data(folder, train_data.sha256)
+    path = folder / f"evaluation-{digest(config)}.json"
+    if _is_sound(path, test_data.sha256):
+        return path
+    vae.to(device)
+    n = min(config.test_images or len(test_data), len(test_data))
+    x = test_data.images(torch.arange(n, device=device))
+    means = encode_means(vae, train_data)
+    records = []
+    for task in ("digit",) if run.dataset == "mnist" else ("colour", "digit"):
+        probe = fit_probe(means, train_data.labels(task), CLASSES[task], config.l2)
+        curve = accuracy_against_radius(
+            nn.Sequential(_Mean(vae.encoder), probe), x, test_data.labels(task)[:n], config, run.seed
+        )
+        records += [
+            _identity(run) | {"task": task, "radius": radius, "accuracy": accuracy, "n": n}
+            for radius, accuracy in zip(config.radii, curve, strict=True)
+        ]
+    result = {
+        "run": run.name,
+        "evaluation": asdict(config),
+        "test_sha256": test_data.sha256,
+        "provenance": provenance(device),
+        "records": records,
+        "diagnostics": diagnostics(vae, encode_means(vae, test_data, n), x, run.noise_variance, run.radius, run.seed),
+    }
+    write_atomically(path, json.dumps(result, indent=1).encode())
+    return path
 
-    radii: tuple[float, ...] = RADII
-    attack_steps: int = 40
-    restarts: int = 1
-    test_images: int = 1000
-    l2: float = 1e-3
 
-    def __post_init__(self) -> None:
-        declare_types(self)
-        object.__setattr__(self, "radii", tuple(map(float, self.radii)))
-        if not self.radii or any(not r >= 0 for r in self.radii) or list(self.radii) != sorted(set(self.radii)):
-            raise ValueError(f"radii={self.radii} must be nonnegative, ascending and distinct")
-        if self.attack_steps < 1 or self.restarts < 1 or not self.l2 >= 0:
-            raise ValueError(
-                f"attack_steps={self.attack_steps} and restarts={self.restarts} must be at least 1, and "
-                f"l2={self.l2} at least 0"
-            )
-        if self.test_images < 0 or self.test_images == 1:
-            raise ValueError(f"test_images={self.test_images} must be at least 2 (a variance needs two), or 0 for all")
+def _identity(run: RunConfig) -> dict[str, Any]:
+    return {key: getattr(run, key) for key in ("dataset", "architecture", "method", "seed", "latent_dim", "gamma")}
+
+
+def _is_sound(path: Path, test_sha256: str) -> bool:
+    if not path.exists():
+        return False
+    try:
+        content = read_json(path)
+        sound = {"records", "diagnostics"} <= set(content) and content["test_sha256"] == test_sha256
+    except (CheckpointError, TypeError, KeyError):
+        sound = False
+    if not sound:
+        print(f"note: {path} is damaged, of version 0.1.0, or of other test digits; evaluating again", flush=True)
+    return sound
 
 
 class _Mean(nn.Module):
@@ -85,16 +123,36 @@ def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Line
     """Multinomial logistic regression, minimising the mean cross-entropy (nats) + l2/2 ||W||^2 to convergence.
 
     means (N, latent_dim), labels (N,) int64 in [0, classes). L-BFGS in float64; the problem is convex, so the answer
-    depends on the data alone. Raises RuntimeError if the gradient's largest entry stays above 1e-6.
+    depends on the data alone. Raises ProbeNotConverged if the gradient's largest entry stays above 1e-6.
     """
-    # The same problem in coordinates of unit curvature, whatever the scale of each latent: W = V diag(unit).
-    centre, variance = means.double().mean(0), means.double().var(0)
+    with torch.inference_mode(False), torch.enable_grad():
+        features, centre, unit = _whitened(means.clone().double(), l2)
+        weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=means.device, requires_grad=True)
+        bias = torch.zeros(classes, dtype=torch.float64, device=means.device, requires_grad=True)
+        labels = labels.clone()
+
+        def loss() -> Tensor:
+            penalty = l2 / 2 * (weight * unit).square().sum()
+            return nn.functional.cross_entropy(features @ weight.T + bias, labels) + penalty
+
+        _minimise(loss, [weight, bias], l2)
+        probe = nn.Linear(features.shape[1], classes, device=means.device, dtype=torch.float32)
+        with torch.no_grad():
+            probe.weight.copy_(weight * unit)
+            probe.bias.copy_(bias - (weight * unit) @ centre)
+    return probe.requires_grad_(False)
+
+
+def _whitened(means: Tensor, l2: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same problem in coordinates of unit curvature, whatever the scale of each latent: W = V diag(unit)."""
+    centre, variance = means.mean(0), means.var(0)
     unit = (variance + l2).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-    features = (means.double() - centre) * unit
-    weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=means.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, device=means.device, requires_grad=True)
+    return (means - centre) * unit, centre, unit
+
+
+def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor], l2: float) -> None:
     optimiser = torch.optim.LBFGS(
-        [weight, bias],
+        parameters,
         max_iter=2000,
         max_eval=4000,
         history_size=30,
@@ -103,31 +161,21 @@ def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Line
         line_search_fn="strong_wolfe",
     )
 
-    def loss() -> Tensor:
+    def closure() -> Tensor:
         optimiser.zero_grad()
-        penalty = l2 / 2 * (weight * unit).square().sum()
-        value = nn.functional.cross_entropy(features @ weight.T + bias, labels) + penalty
+        value = loss()
         value.backward()
         return value
 
-    optimiser.step(loss)
-    loss()
-    residual = max(float(p.grad.abs().max()) for p in (weight, bias) if p.grad is not None)
+    optimiser.step(closure)
+    closure()
+    residual = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
     if not residual <= 1e-6:
-        raise RuntimeError(f"the probe did not converge: gradient {residual:.1e} after L-BFGS; raise l2={l2}")
-    probe = nn.Linear(features.shape[1], classes).to(means.device)
-    with torch.no_grad():
-        probe.weight.copy_(weight * unit)
-        probe.bias.copy_(bias - (weight * unit) @ centre)
-    return probe.requires_grad_(False)
+        raise ProbeNotConverged(f"the probe did not converge: gradient {residual:.1e} after L-BFGS; raise l2={l2}")
 
 
 def accuracy_against_radius(
-    logits: Callable[[Tensor], Tensor],
-    x: Tensor,
-    labels: Tensor,
-    config: EvaluationConfig,
-    seed: int = 0,
+    logits: Logits, x: Tensor, labels: Tensor, config: EvaluationConfig, seed: int = 0
 ) -> list[float]:
     """The share of images that no attack of the given radius misclassifies, one number per radius.
 
@@ -143,45 +191,46 @@ def accuracy_against_radius(
         else:
             for objective in (cross_entropy, margin):
                 generator = derived_generator(x.device, seed, "attack", radius, objective.__name__)
-                alive = _survivors(logits, objective, x, labels, alive, radius, config, generator)
+                alive = _survivors(logits, objective, x, labels, alive, config.attack(radius), generator)
         curve.append(len(alive) / len(x))
     return curve
 
 
-def _correct(logits: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
+def _correct(logits: Logits, x: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([logits(a).argmax(-1) == b for a, b in zip(x.split(BATCH), labels.split(BATCH), strict=True)])
 
 
 def _survivors(
-    logits: Callable[[Tensor], Tensor],
+    logits: Logits,
     objective: Callable[..., Callable[[Tensor], Tensor]],
     x: Tensor,
     labels: Tensor,
     alive: Tensor,
-    radius: float,
-    config: EvaluationConfig,
+    attack: Attack,
     generator: torch.Generator,
 ) -> Tensor:
-    for _ in range(config.restarts):
-        kept = []
+    for _ in range(attack.restarts):
+        standing = [alive[:0]]
         for block in alive.split(BATCH):
             loss = objective(logits, labels[block])
-            attacked = pgd(loss, x[block], radius, config.attack_steps, generator=generator)
-            kept.append(block[_correct(logits, attacked, labels[block])])
-        alive = torch.cat(kept) if kept else alive
+            attacked = pgd(loss, x[block], attack.radius, attack.steps, generator=generator)
+            standing.append(block[_correct(logits, attacked, labels[block])])
+        alive = torch.cat(standing)
     return alive
 
 
-def companions(vae: VAE, means: Tensor, x: Tensor, noise_variance: float, radius: float, seed: int) -> dict[str, float]:
-    """What to read beside a robustness figure, for an encoder can look robust by shrinking.
+def diagnostics(
+    vae: VAE, means: Tensor, x: Tensor, noise_variance: float, radius: float, seed: int
+) -> dict[str, float]:
+    """What to read with a robustness figure, for an encoder can look robust by shrinking.
 
     x (N, C, 28, 28) test images, means (N, latent_dim) their representations. Returns the ELBO in nats per example,
     the mean squared error of a reconstruction per pixel, the number of active latents, the total variance of the
     means, and the share of it that the selection mechanism moves at `radius`: W_2^2(q(Z|x), q(Z|x')) averaged over
     images, over the total variance (NaN where that is zero).
     """
-    generator = derived_generator(x.device, seed, "companions")
+    generator = derived_generator(x.device, seed, "companions")  # the first name of these numbers; it decides the draws
     bounds, errors, moved = [], [], []
     for block in x.split(BATCH):
         x_prime = fictive_sample(vae.encoder, block, radius, steps=40, generator=generator) if radius else block
@@ -199,45 +248,3 @@ def companions(vae: VAE, means: Tensor, x: Tensor, noise_variance: float, radius
         "latent_variance": total,
         "moved_share": float(torch.cat(moved).double().mean()) / total if total else math.nan,
     }
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        return path.exists() and {"records", "companions"} <= set(read_json(path))
-    except (CheckpointError, TypeError):
-        return False
-
-
-def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Path:
-    """Evaluate a finished run; returns its `evaluation-*.json`, written once and then reused.
-
-    The file holds `records`, one per task and radius (dataset, architecture, task, method, seed, latent_dim, radius,
-    accuracy, n), and `companions`; a damaged one is written again. Raises CheckpointError, DataError, StorageError,
-    ValueError for a device that is not there, and RuntimeError where the probe does not converge.
-    """
-    usable_device(device)
-    run, vae = load_run(folder)
-    path = Path(folder) / f"evaluation-{digest(config)}.json"
-    if _is_sound(path):
-        return path
-    vae.to(device)
-    train_data = load(run.dataset, "train", run.source, run.colouring, run.seed).to(device)
-    test_data = load(run.dataset, "test", run.source, "random", run.seed).to(device)
-    n = min(config.test_images or len(test_data), len(test_data))
-    x = test_data.images(torch.arange(n, device=device))
-    means = encode_means(vae, train_data)
-
-    records = []
-    for task in ("digit",) if run.dataset == "mnist" else ("colour", "digit"):
-        classes = 10 if task == "digit" else len(COLOURS)
-        probe = fit_probe(means, train_data.labels(task), classes, config.l2)
-        classifier = nn.Sequential(_Mean(vae.encoder), probe)
-        curve = accuracy_against_radius(classifier, x, test_data.labels(task)[:n], config, run.seed)
-        about = {key: getattr(run, key) for key in ("dataset", "architecture", "method", "seed", "latent_dim", "gamma")}
-        for radius, accuracy in zip(config.radii, curve, strict=True):
-            records.append(about | {"task": task, "radius": radius, "accuracy": accuracy, "n": n})
-    beside = companions(vae, encode_means(vae, test_data, n), x, run.noise_variance, run.radius, run.seed)
-    about = {"run": run.name, "evaluation": asdict(config), "provenance": provenance(device)}
-    result = about | {"records": records, "companions": beside}
-    write_atomically(path, json.dumps(result, indent=1).encode())
-    return path

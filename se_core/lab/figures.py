@@ -1,4 +1,4 @@
-"""Results in, pictures out: Figure 1, the attacked digits, and the table for the terminal.
+"""Results in, pictures and tables out: Figure 1 and the attacked digits.
 
 Colours are those of Okabe and Ito (2008), told apart by every common kind of colour vision; line styles and markers
 repeat what colour says.
@@ -7,11 +7,13 @@ repeat what colour says.
 import hashlib
 import json
 import math
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,9 +21,12 @@ from torch import Tensor
 
 from se_core.attacks import fictive_sample
 from se_core.datasets import load
-from se_core.lab.experiments import CLASSES, PANELS, Panel, claims, curve
+from se_core.lab.config import RunConfig
+from se_core.lab.evaluation import CLASSES
+from se_core.lab.experiments import PANELS, Panel
+from se_core.lab.statistics import claims, curve
 from se_core.lab.storage import write_atomically
-from se_core.lab.training import RunConfig, derived_generator, load_run
+from se_core.lab.training import derived_generator
 from se_core.networks import VAE
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -38,6 +43,11 @@ STYLE: Any = {
     "lines.markersize": 4,
     "svg.hashsalt": "se-core",  # the same results give the same bytes
 }
+
+
+def drawing() -> AbstractContextManager[None]:
+    """Our style on matplotlib's own defaults: a user's matplotlibrc may ask for LaTeX, or for another backend."""
+    return mpl.style.context(["default", STYLE])
 
 
 def _draw_panel(axes: Axes, results: dict[str, Any], panel: Panel) -> None:
@@ -61,7 +71,7 @@ def _draw_panel(axes: Axes, results: dict[str, Any], panel: Panel) -> None:
 
 def figure1(results: dict[str, Any]) -> Figure:
     """The four panels: accuracy against attack radius, mean over seeds with its 95 % interval."""
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
         grid = figure.subplots(2, 2, sharex=True, sharey=True)
         for panel, axes in zip(PANELS, grid.flat, strict=True):
@@ -92,7 +102,7 @@ def attacked_digits(runs: dict[str, tuple[RunConfig, VAE]], columns: int = 8) ->
         attacked, clean, fooled = _pictures(vae, x, config.radius)
         name = METHODS[method]["label"]
         rows += [(f"{name}:\nattacked $x'$", attacked), ("$x$ reconstructed", clean), ("$x'$ reconstructed", fooled)]
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure = Figure(figsize=(7.2, 6.0), layout="constrained")
         grid = figure.subplots(len(rows), columns)
         for (label, images), axes_row in zip(rows, grid, strict=True):
@@ -117,7 +127,7 @@ def save(figure: Figure, path: Path, digest: str) -> None:
     for suffix, key in ((".png", "Description"), (".svg", "Source")):
         content = BytesIO()
         metadata = {key: digest} | ({"Date": None} if suffix == ".svg" else {"Software": None})
-        with mpl.rc_context(STYLE):
+        with drawing():
             figure.savefig(content, format=suffix[1:], dpi=160, metadata=metadata)
         write_atomically(path.with_suffix(suffix), content.getvalue())
 
@@ -132,20 +142,18 @@ def table(results: dict[str, Any]) -> str:
     for panel, claim in zip(PANELS, claims(results["records"]), strict=True):
         for method, style in METHODS.items():
             points = curve(results["records"], panel, method)
-            cells = [f"{100 * m:.0f}" + ("" if math.isnan(h) else f" ± {100 * h:.0f}") for m, h in points.values()]
-            gain = f"{claim['gain']:.2f}" if method == "se" else ""
+            cells = [_plus_minus(100 * m, 100 * h, 0) for m, h in points.values()]
+            gain = _plus_minus(claim["gain"], claim["gain_interval"], 2) if method == "se" else ""
             lines.append(f"| {panel.title} | {style['label']} | " + " | ".join(cells) + f" | {gain} |")
     return "\n".join(lines)
 
 
-def draw(results: dict[str, Any], out: Path) -> None:
-    """Write `figure1` and `attacked_digits` (PNG and SVG) into `out`, from its results and its runs."""
+def _plus_minus(value: float, half: float, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def draw(results: dict[str, Any], networks: dict[str, tuple[RunConfig, VAE]], out: Path) -> None:
+    """Write `figure1` and `attacked_digits` (PNG and SVG) into `out`; networks as in `attacked_digits`."""
     digest = results_digest(results)
     save(figure1(results), out / "figure1.png", digest)
-    chosen = [RunConfig(**run) for run in results["provenance"]["runs"]]
-    first = {
-        method: next(c for c in chosen if (c.dataset, c.architecture, c.method) == ("colour-mnist", "mlp", method))
-        for method in METHODS
-    }
-    networks = {method: load_run(out / "runs" / config.name) for method, config in first.items()}
     save(attacked_digits(networks), out / "attacked_digits.png", digest)

@@ -14,23 +14,23 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
-from importlib.metadata import version
-from numbers import Integral, Real
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from se_core.errors import SmoothEncoderError
 
-class CheckpointError(Exception):
+
+class CheckpointError(SmoothEncoderError):
     """A file of a run is damaged, or the run is not finished. The message names the file and the remedy."""
 
 
-class StorageError(Exception):
+class StorageError(SmoothEncoderError):
     """A file could not be written. What was there before is untouched."""
 
 
@@ -66,25 +66,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is missing or damaged ({error}); run the same command again") from error
-
-
-def declare_types(config: Any) -> None:
-    """Give each field of a frozen dataclass the plain type it declares, so that equal configurations are one.
-
-    Raises TypeError for a value that is not of that type already, up to the kinds of number.
-    """
-    for field in fields(config):
-        value, kind = getattr(config, field.name), cast(type, field.type)
-        accepted: Any = {int: Integral, float: Real, bool: bool, str: str}.get(kind, object)
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise TypeError(f"{field.name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}")
-        if kind in (int, float):
-            object.__setattr__(config, field.name, kind(value))
-
-
-def digest(config: Any) -> str:
-    """Twelve hexadecimal digits that name a configuration, a dataclass of plain values."""
-    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def checksum_file(path: Path) -> Path:
@@ -155,8 +136,12 @@ def provenance(device: str = "cpu") -> dict[str, str]:
     commit = git("ls-files", "--error-unmatch", Path(__file__).name) and git("rev-parse", "HEAD")
     if commit and git("status", "--porcelain", "--untracked-files=no", "--", "."):
         commit += " (modified)"
+    try:
+        release = version("se-core")
+    except PackageNotFoundError:  # a folder on sys.path has no metadata
+        release = "not installed"
     return {
-        "se_core": version("se-core"),
+        "se_core": release,
         "commit": commit or "not a git checkout",
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from se_core.errors import SmoothEncoderError
 from se_core.lab import cli
-from se_core.lab.training import CheckpointError, RunConfig, load_run
+from se_core.lab.config import RunConfig
+from se_core.lab.executors import LocalProcesses
+from se_core.lab.runs import load_run
+from se_core.lab.storage import CheckpointError
 
 TINY = ["--latent-dim=4", "--attack-steps", "2", "--batch_size", "16", "--iterations", "60"]
 
@@ -113,9 +120,9 @@ def test_reproduce_passes_its_flags_to_every_run(
 ) -> None:
     asked: dict = {}
 
-    def reproduce(profile: str, out: Path, workers: int, **overrides: object) -> None:
-        asked.update(profile=profile, out=out, workers=workers, **overrides)
-        raise ValueError("enough")
+    def reproduce(profile: str, out: Path, execute: LocalProcesses, **overrides: object) -> None:
+        asked.update(profile=profile, out=out, workers=execute.workers, **overrides)
+        raise SmoothEncoderError("enough")
 
     monkeypatch.setattr(cli, "reproduce", reproduce)
     argv = ["reproduce", "--attack-dtype=bfloat16", "--compile=true", "--gamma=3", f"--out={tmp_path}", "--workers=5"]
@@ -149,3 +156,62 @@ def test_ctrl_c_during_an_evaluation_is_no_traceback(
     monkeypatch.setattr(cli, "evaluate", interrupted)
     assert cli.main(["evaluate", str(tmp_path)]) == 130
     assert "stopped; the same command continues" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def train(*arguments: object) -> None:
+        raise ValueError("not one of ours")
+
+    monkeypatch.setattr(cli, "train", train)
+    with pytest.raises(ValueError, match="not one of ours"):
+        cli.main(["train", "--runs", str(tmp_path), *TINY])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--gamma=-1", "--runs=OUT"],
+        ["train", "--source=nowhere", "--runs=OUT"],
+        ["train", "--batch-size=10001", "--runs=OUT"],
+        ["reproduce", "--profile=huge", "--out=OUT"],
+        ["reproduce", "--profile=tiny", "--workers=0", "--out=OUT"],
+        ["reproduce", "--profile=tiny", "--gamma=-1", "--out=OUT"],
+        ["reproduce", "--profile=tiny", "--device=tpu", "--out=OUT"],
+    ],
+)
+def test_what_cannot_run_is_refused_before_a_folder_is_made(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _fails([argument.replace("OUT", str(tmp_path / "out")) for argument in argv], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def _run(argv: list[str], **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "se_core.lab.cli", *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
+def test_the_table_survives_a_terminal_of_ascii_and_a_matplotlibrc_of_latex(whole: Path, tmp_path: Path) -> None:
+    """What runs last must not fail: the runs of a finished reproduction, drawn and printed again."""
+    shutil.copytree(whole, tmp_path / "out")
+    for picture in (*(tmp_path / "out").glob("*.png"), *(tmp_path / "out").glob("*.svg")):
+        picture.unlink()
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.format: pdf\nfont.family: No Such Font\n")
+    argv = ["reproduce", "--profile=tiny", f"--out={tmp_path / 'out'}"]
+    done = _run(argv, MATPLOTLIBRC=str(tmp_path), PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert "| gain |" in done.stdout
+    for picture in ("figure1.png", "attacked_digits.png"):
+        assert (tmp_path / "out" / picture).read_bytes() == (whole / picture).read_bytes()
+
+
+def test_a_closed_pipe_is_no_traceback(whole: Path) -> None:
+    command = [sys.executable, "-m", "se_core.lab.cli", "reproduce", "--profile=tiny", f"--out={whole}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()  # as `| head` does
+        said = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in said
+    assert "Broken" not in said

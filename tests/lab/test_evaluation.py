@@ -11,16 +11,17 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from se_core.datasets import load
+from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import (
-    EvaluationConfig,
     accuracy_against_radius,
-    companions,
+    diagnostics,
     encode_means,
     evaluate,
     fit_probe,
 )
+from se_core.lab.runs import load_run
 from se_core.lab.storage import CheckpointError
-from se_core.lab.training import RunConfig, load_run, train
+from se_core.lab.training import train
 from se_core.networks import build_vae
 
 
@@ -130,32 +131,32 @@ def test_foolbox_finds_the_same_accuracy(trained: Path) -> None:
     assert ours == pytest.approx(theirs, abs=0.02)
 
 
-def test_companions_measure_what_they_name() -> None:
+def test_diagnostics_measure_what_they_name() -> None:
     vae = build_vae("mlp", 1, 6)
     x = load("mnist", "test").images(torch.arange(64))
     with torch.no_grad():
         means = vae.encode(x).mean
         vae.encoder.layers[-1].weight[2] = 0  # a latent that sleeps, whose mean is constant
         sleeping = vae.encode(x).mean
-    still = companions(vae, sleeping, x, noise_variance=0.25, radius=0.0, seed=0)
+    still = diagnostics(vae, sleeping, x, noise_variance=0.25, radius=0.0, seed=0)
     assert still["active_latents"] == 5
     assert still["moved_share"] == 0.0
     assert still["latent_variance"] == pytest.approx(float(sleeping.double().var(0).sum()))
-    shrunk = companions(build_vae("mlp", 1, 6), means, x, 0.25, radius=0.1, seed=0)
-    doubled = companions(build_vae("mlp", 1, 6), 2 * means, x, 0.25, radius=0.1, seed=0)
+    shrunk = diagnostics(build_vae("mlp", 1, 6), means, x, 0.25, radius=0.1, seed=0)
+    doubled = diagnostics(build_vae("mlp", 1, 6), 2 * means, x, 0.25, radius=0.1, seed=0)
     assert shrunk["moved_share"] == pytest.approx(4 * doubled["moved_share"])
     assert still["reconstruction_mse"] == pytest.approx(
         float((vae.decode(sleeping) - x).detach().double().square().mean()), rel=1e-5
     )
 
 
-def test_elbo_of_the_companions_is_what_training_maximises(trained: Path) -> None:
+def test_elbo_of_the_diagnostics_is_what_training_maximises(trained: Path) -> None:
     """300 steps raise the ELBO above that of the untrained networks, and towards the likelihood's own ceiling."""
     config, vae = load_run(trained)
     x = load("mnist", "test").images(torch.arange(200))
-    after = companions(vae, encode_means(vae, load("mnist", "test"), 200), x, 0.25, 0.0, 0)["elbo"]
+    after = diagnostics(vae, encode_means(vae, load("mnist", "test"), 200), x, 0.25, 0.0, 0)["elbo"]
     fresh = build_vae(config.architecture, 1, config.latent_dim)
-    before = companions(fresh, encode_means(fresh, load("mnist", "test"), 200), x, 0.25, 0.0, 0)["elbo"]
+    before = diagnostics(fresh, encode_means(fresh, load("mnist", "test"), 200), x, 0.25, 0.0, 0)["elbo"]
     ceiling = -784 / 2 * math.log(2 * math.pi * 0.25)
     assert before < after < ceiling
 
@@ -208,4 +209,4 @@ def test_the_probe_does_not_mind_the_scale_of_a_latent() -> None:
 def test_collapsed_means_have_no_share_that_moves() -> None:
     vae = build_vae("mlp", 1, 6)
     x = load("mnist", "test").images(torch.arange(8))
-    assert math.isnan(companions(vae, torch.ones(8, 6), x, 0.25, 0.1, 0)["moved_share"])
+    assert math.isnan(diagnostics(vae, torch.ones(8, 6), x, 0.25, 0.1, 0)["moved_share"])

@@ -1,0 +1,184 @@
+"""Everything that decides an outcome: the configuration of a run and of its evaluation, refused early."""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import Any, cast
+
+import torch
+
+from se_core.attacks import Attack
+from se_core.errors import InvalidTypeError, InvalidValueError
+from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "dataset": ("mnist", "colour-mnist"),
+    "colouring": ("random", "all"),
+    "architecture": ARCHITECTURES,
+    "covariance": COVARIANCES,
+    "initialisation": INITIALISATIONS,
+    "method": ("vae", "se"),
+    "divergence": ("w2_squared", "entropic_cost"),
+    "optimiser": ("adam", "sgd"),
+    "attack_dtype": ("float32", "bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the outcome of a run.
+
+    Args:
+        dataset: "mnist" or "colour-mnist".
+        source: "bundled", or a folder as in `se_core.datasets.load`.
+        colouring: for colour MNIST, one "random" colour per digit or each digit in "all" seven.
+        architecture: "mlp" (4 x 200 ReLU) or "conv".
+        latent_dim: dimension D_z of the representation.
+        covariance: of q(Z | X), "diagonal" as in section 6, or "full".
+        initialisation: "variance-preserving" or "pytorch".
+        method: "vae" (the ELBO) or "se" (the SE-ELBO).
+        gamma: coupling strength, >= 0.
+        radius: selection radius epsilon in pixels scaled to [0, 1].
+        attack_steps: budget L of the selection mechanism.
+        divergence: what the selection maximises, "w2_squared" or "entropic_cost".
+        noise_variance: observation variance v > 0.
+        iterations: number of training steps.
+        batch_size: images per step.
+        optimiser: "adam", or "sgd" with momentum 0.9.
+        learning_rate: step size of the optimiser.
+        seed: of initialisation, batches, colours and noise.
+        device: "cpu", "cuda" or "cuda:N".
+        attack_dtype: precision of the selection's gradients, "float32" or "bfloat16".
+        compile: run the selection under torch.compile.
+
+    Raises InvalidTypeError and InvalidValueError, which name the field, its value, and the choices.
+    """
+
+    dataset: str = "mnist"
+    source: str = "bundled"
+    colouring: str = "random"
+    architecture: str = "mlp"
+    latent_dim: int = 64
+    covariance: str = "diagonal"
+    initialisation: str = "variance-preserving"
+    method: str = "se"
+    gamma: float = 1.0
+    radius: float = 0.2
+    attack_steps: int = 20
+    divergence: str = "w2_squared"
+    noise_variance: float = 0.1
+    iterations: int = 10_000
+    batch_size: int = 64
+    optimiser: str = "adam"
+    learning_rate: float = 1e-3
+    seed: int = 0
+    device: str = "cpu"
+    attack_dtype: str = "float32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _declare_types(self)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InvalidValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}"
+                )
+        for name in ("latent_dim", "attack_steps", "iterations", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("gamma", "radius"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InvalidValueError(f"{name}={getattr(self, name)} must be a finite number >= 0")
+        for name in ("noise_variance", "learning_rate"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InvalidValueError(f"{name}={getattr(self, name)} must be a finite number > 0")
+        if self.covariance == "full" and (self.compile or self.attack_dtype != "float32"):
+            raise InvalidValueError(
+                "covariance='full' has no compiled and no bfloat16 attack; leave compile and attack_dtype"
+            )
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise InvalidValueError(f"device={self.device!r} is unknown; choose cpu, cuda or cuda:N")
+        if not -(2**63) <= self.seed < 2**63:
+            raise InvalidValueError(f"seed={self.seed} must fit into 64 bits")
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder: what it is, and a hash of all of the above."""
+        return f"{self.dataset}-{self.architecture}-{self.method}-{digest(self)}"
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.dataset == "mnist" else 3
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a run is evaluated.
+
+    Args:
+        radii: attack radii, ascending, in pixels scaled to [0, 1].
+        attack_steps: steps of each attack on the classifier.
+        restarts: random starts of each attack, for each of the two objectives.
+        test_images: number of test images, from the first; 0 means all.
+        l2: penalty of the probe, l2 / 2 times the squared norm of its weights, against the mean cross-entropy.
+
+    Raises InvalidTypeError and InvalidValueError, which name the field and its value.
+    """
+
+    radii: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+    attack_steps: int = 40
+    restarts: int = 1
+    test_images: int = 1000
+    l2: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _declare_types(self)
+        object.__setattr__(self, "radii", tuple(map(float, self.radii)))
+        if not self.radii or any(not r >= 0 for r in self.radii) or list(self.radii) != sorted(set(self.radii)):
+            raise InvalidValueError(f"radii={self.radii} must be nonnegative, ascending and distinct")
+        for radius in self.radii:
+            self.attack(radius)
+        if not self.l2 >= 0:
+            raise InvalidValueError(f"l2={self.l2} must be at least 0")
+        if self.test_images < 0 or self.test_images == 1:
+            raise InvalidValueError(
+                f"test_images={self.test_images} must be at least 2 (a variance needs two), or 0 for all"
+            )
+
+    def attack(self, radius: float) -> Attack:
+        """The attack on the classifier at this radius."""
+        return Attack(radius, self.attack_steps, restarts=self.restarts)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name; InvalidValueError where this machine has none."""
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidValueError(
+            f"device={name!r}: this torch ({torch.__version__}) finds no such GPU; use device='cpu'"
+        )
+    return device
+
+
+def digest(config: Any) -> str:
+    """Twelve hexadecimal digits that name a configuration, a dataclass of plain values."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _declare_types(config: Any) -> None:
+    """Give each field of a frozen dataclass the plain type it declares, so that equal configurations are one.
+
+    Raises InvalidTypeError for a value that is not of that type already, up to the kinds of number.
+    """
+    for field in fields(config):
+        value, kind = getattr(config, field.name), cast(type, field.type)
+        accepted: Any = {int: Integral, float: Real, bool: bool, str: str}.get(kind, object)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise InvalidTypeError(
+                f"{field.name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}"
+            )
+        if kind in (int, float):
+            object.__setattr__(config, field.name, kind(value))

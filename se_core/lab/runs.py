@@ -1,0 +1,191 @@
+"""The folder of one run: what it was made from, its checkpoints, its metrics, and whether it is finished.
+
+A run's folder is named by a hash of its configuration. It holds `config.json`, `data.json` (the SHA-256 of the data it
+is trained on), `metrics.jsonl`, the last two checkpoints, and, once finished, `model.safetensors` and `finished.json`.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from se_core.datasets import DataError
+from se_core.errors import InvalidTypeError, InvalidValueError
+from se_core.lab.config import RunConfig
+from se_core.lab.storage import (
+    CheckpointError,
+    StorageError,
+    checksum_file,
+    exclusive,
+    provenance,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+)
+from se_core.networks import VAE, build_vae
+
+
+class Run:
+    """One run in its folder: where training left off, and what it has written."""
+
+    def __init__(self, config: RunConfig, folder: Path, data_sha256: str) -> None:
+        self.config, self.folder, self.data_sha256 = config, folder, data_sha256
+        self.saved_step = 0
+        self.started, self.earlier_s = time.monotonic(), 0.0
+        self.provenance = provenance(config.device)  # now: what cannot be told must not be noticed after the work
+
+    def is_finished(self) -> bool:
+        """Whether the run is marked as finished and its model is sound; a damaged one is named."""
+        if not (self.folder / "finished.json").exists():
+            return False
+        try:
+            read_json(self.folder / "finished.json")
+            read_tensors(self.folder / "model.safetensors")
+        except CheckpointError as error:
+            print(f"warning: {error}. That is done now", flush=True)
+            return False
+        return True
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.safetensors"))
+
+    def resume(self) -> dict[str, Tensor]:
+        """The tensors of the newest sound checkpoint, or none; `saved_step` says of which step.
+
+        Damaged ones are named, never loaded. Rows of metrics that training will write again are dropped.
+        """
+        damaged: list[str] = []
+        tensors: dict[str, Tensor] = {}
+        for path in reversed(self.checkpoints()):
+            try:
+                tensors = read_tensors(path)
+            except CheckpointError as error:
+                damaged.append(str(error))
+                continue
+            self.saved_step = int(path.stem.removeprefix("checkpoint-"))
+            self.earlier_s = float(tensors.pop("wall_s"))
+            break
+        for message in damaged:
+            print(f"warning: {message}; going on from step {self.saved_step}", flush=True)
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_text(errors="replace").splitlines() if metrics.exists() else []
+        valid = [line for line in lines if 0 < _logged_step(line) <= self.saved_step]
+        write_atomically(metrics, "".join(line + "\n" for line in valid).encode())
+        return tensors
+
+    def save(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Write the checkpoint of `step`, and remove all but the last two."""
+        wall_s = torch.tensor(self.wall_s(), dtype=torch.float64)
+        try:
+            write_tensors(self.folder / f"checkpoint-{step:09d}.safetensors", tensors | {"wall_s": wall_s})
+        except StorageError as error:
+            raise StorageError(f"{error}; training continues from step {self.saved_step}") from error
+        self.saved_step = step
+        self._remove(self.checkpoints()[:-2])
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append a row to the metrics."""
+        try:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.folder}/metrics.jsonl: {error.strerror}; "
+                f"training continues from step {self.saved_step} when the same command is run again"
+            ) from error
+
+    def wall_s(self) -> float:
+        """Seconds spent on the run, in all sessions."""
+        return self.earlier_s + time.monotonic() - self.started
+
+    def finish(self, model: dict[str, Tensor]) -> None:
+        """Write the trained model, mark the run as finished, and remove its checkpoints."""
+        write_tensors(self.folder / "model.safetensors", model)
+        record = {
+            "iterations": self.config.iterations,
+            "wall_s": round(self.wall_s(), 3),
+            "data_sha256": self.data_sha256,
+            "provenance": self.provenance,
+        }
+        _write_json(self.folder / "finished.json", record)
+        self._remove(self.checkpoints())
+
+    def _remove(self, checkpoints: list[Path]) -> None:
+        for path in checkpoints:
+            path.unlink()
+            checksum_file(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(config: RunConfig, runs: Path, data_sha256: str) -> Iterator[Run]:
+    """The run of `config` in its folder under `runs`, for this process alone.
+
+    Raises StorageError where it cannot be written or another process holds it, DataError where the run was begun on
+    other data.
+    """
+    run = Run(config, runs / config.name, data_sha256)
+    with exclusive(run.folder):
+        check_data(run.folder, data_sha256)
+        if not (run.folder / "finished.json").exists():
+            _write_json(run.folder / "config.json", asdict(config))
+            _write_json(run.folder / "data.json", {"train": data_sha256})
+        yield run
+
+
+def check_data(folder: Path, data_sha256: str) -> None:
+    """Refuse, with a DataError, data that are not those the run in `folder` was trained on.
+
+    A run that does not say on which data it was trained, made by version 0.1.0, is taken at its word.
+    """
+    if not (folder / "data.json").exists():
+        return
+    try:
+        recorded = read_json(folder / "data.json")["train"]
+    except (CheckpointError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}/data.json is damaged: {error}; delete {folder} and train again") from error
+    if recorded != data_sha256:
+        raise DataError(
+            f"the data have changed since {folder} was trained: their SHA-256 was {recorded} and is {data_sha256}; "
+            "bring the old data back, or train on the new in another folder of runs"
+        )
+
+
+def load_run(folder: Path) -> tuple[RunConfig, VAE]:
+    """The configuration and the trained networks (on the CPU) of a finished run. Raises CheckpointError."""
+    folder = Path(folder).expanduser()
+    if not (folder / "finished.json").exists():
+        raise CheckpointError(f"{folder} holds no finished run; train it first (se-core train)")
+    try:
+        config = RunConfig(**(read_json(folder / "config.json") | {"device": "cpu"}))
+    except (CheckpointError, InvalidValueError, InvalidTypeError, TypeError) as error:
+        raise CheckpointError(f"{folder}/config.json is damaged: {error}; delete {folder} and train again") from error
+    tensors = read_tensors(folder / "model.safetensors")
+    vae = networks(config)
+    vae.load_state_dict(tensors)
+    return config, vae.eval()
+
+
+def networks(config: RunConfig) -> VAE:
+    """The networks of a run before its first step, on the CPU."""
+    return build_vae(
+        config.architecture, config.channels, config.latent_dim, config.covariance, config.initialisation, config.seed
+    )
+
+
+def _logged_step(line: str) -> int:
+    """The step of a row of metrics.jsonl; 0 for a row that is damaged or cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(content, indent=1).encode())

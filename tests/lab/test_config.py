@@ -1,0 +1,69 @@
+"""Configurations: refused early, and equal ones are one."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from se_core.lab.config import RunConfig
+from se_core.lab.training import train
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gamma": -1.0}, r"gamma=-1\.0 must be a finite number >= 0"),
+        ({"gamma": math.nan}, "gamma=nan"),
+        ({"radius": -0.2}, r"radius=-0\.2 must be a finite number >= 0"),
+        ({"radius": math.nan}, "radius=nan"),
+        ({"noise_variance": 0.0}, r"noise_variance=0\.0 must be a finite number > 0"),
+        ({"learning_rate": -1e-3}, r"learning_rate=-0\.001"),
+        ({"iterations": 0}, "iterations=0 must be at least 1"),
+        ({"dataset": "cifar"}, "dataset='cifar' is unknown; choose one of mnist, colour-mnist"),
+        ({"method": "SE"}, "method='SE' is unknown; choose one of vae, se"),
+        ({"covariance": "full", "compile": True}, "covariance='full' has no compiled"),
+        ({"batch_size": 10_001}, "batch_size=10001 exceeds the 10000 training images"),
+    ],
+)
+def test_bad_configurations_are_refused_before_any_work(fields: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(RunConfig(**fields), tmp_path)
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for one is no error")
+def test_a_missing_gpu_is_explained(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    config = RunConfig(device="cuda")  # a result made elsewhere can be read here
+    with pytest.raises(ValueError, match="finds no such GPU; use device='cpu'"):
+        train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="device='meta' is unknown; choose cpu, cuda or cuda:N"):
+        RunConfig(device="meta")
+
+
+def test_the_folder_is_named_by_every_field() -> None:
+    base = RunConfig()
+    changed = {
+        "dataset": "colour-mnist", "source": "data", "colouring": "all", "architecture": "conv", "latent_dim": 65,
+        "covariance": "full",
+        "initialisation": "pytorch", "method": "vae", "gamma": 2.0, "radius": 0.1, "attack_steps": 3,
+        "divergence": "entropic_cost", "noise_variance": 0.2, "iterations": 7, "batch_size": 3, "optimiser": "sgd",
+        "learning_rate": 0.1, "seed": 5, "device": "cuda", "attack_dtype": "bfloat16", "compile": True,
+    }  # fmt: skip
+    assert set(changed) == set(asdict(base))
+    names = {RunConfig(**{field: value}).name for field, value in changed.items()}
+    assert len(names | {base.name}) == len(changed) + 1
+
+
+def test_equal_configurations_are_one(tmp_path: Path) -> None:
+    import numpy as np
+
+    assert RunConfig(gamma=1).name == RunConfig(gamma=1.0).name == RunConfig(gamma=np.float32(1)).name
+    assert RunConfig(latent_dim=np.int64(8)).name == RunConfig(latent_dim=8).name
+    for field, value in (("latent_dim", 8.0), ("seed", 1.5), ("gamma", "1"), ("compile", 1), ("batch_size", True)):
+        with pytest.raises(TypeError, match=f"{field}=.* must be of type"):
+            RunConfig(**{field: value})

@@ -1,0 +1,68 @@
+"""Files are whole or absent, every bit of a tensor file counts, and results say where they come from."""
+
+import resource
+import signal
+import subprocess
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import torch
+
+from se_core.lab import storage
+from se_core.lab.storage import CheckpointError, StorageError, read_tensors, write_tensors
+
+
+def test_every_single_bit_counts(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"a": torch.arange(3.0)})
+    sound = path.read_bytes()
+    for bit in range(8 * len(sound)):
+        content = bytearray(sound)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            read_tensors(path)
+    path.write_bytes(sound)
+    assert torch.equal(read_tensors(path)["a"], torch.arange(3.0))
+
+
+def test_checksums_are_those_of_sha256sum(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.ones(2)})
+    subprocess.run(["sha256sum", "--check", "--quiet", "t.safetensors.sha256"], cwd=tmp_path, check=True)
+
+
+def test_the_kernel_refusing_to_write_more_is_explained(tmp_path: Path) -> None:
+    """Not a simulation: the kernel cuts the write short at a file-size limit, as it does on a full disk."""
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"a": torch.ones(10)})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="what was there before is untouched"):
+            write_tensors(path, {"a": torch.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    author = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    subprocess.run(["git", *author, "commit", "--quiet", "--allow-empty", "-m", "another"], check=True, cwd=tmp_path)
+    monkeypatch.setattr(storage, "__file__", str(tmp_path / "storage.py"))
+    assert storage.provenance()["commit"] == "not a git checkout"
+
+
+def test_a_package_without_metadata_has_a_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Colab, where a clone lies on sys.path and nothing was installed."""
+
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(storage, "version", version)
+    assert storage.provenance()["se_core"] == "not installed"
