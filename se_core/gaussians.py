@@ -2,15 +2,20 @@
 
 Two families are enough for the paper: the factorised Gaussian of its section 6, which encoders emit, and the general
 one of its section 5, kept as a square-root factor so that the covariance may be singular and nothing is ever inverted
-without need. Leading dimensions are batch dimensions and broadcast. Entropies and divergences are in nats.
+without need. Leading dimensions are batch dimensions and broadcast. Entropies and divergences are in nats, computed in
+the dtype of the distributions, whatever `torch.autocast` says (but call `backward` outside of it, as torch asks). An
+example that is not finite is so in its own row only.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
+
+from se_core.errors import InvalidTypeError, InvalidValueError
 
 LOG_2_PI_E = math.log(2 * math.pi * math.e)
 
@@ -30,7 +35,8 @@ class FullGaussian(NamedTuple):
     @property
     def covariance(self) -> Tensor:
         """The covariance matrix, shape (..., D, D)."""
-        return self.scale @ self.scale.mT
+        with full_precision(self.scale):
+            return self.scale @ self.scale.mT
 
     def full(self) -> "FullGaussian":
         """The distribution itself."""
@@ -44,28 +50,23 @@ class FullGaussian(NamedTuple):
         `covariance` needs distinct positive eigenvalues; where that matters, parametrise by `scale` instead.
 
         Raises:
-            ValueError: if the covariance is not square, not symmetric, or has a negative eigenvalue, beyond rounding;
-                if the mean has another dimension.
+            InvalidValueError: if the covariance is not square, not finite, not symmetric, or has a negative eigenvalue,
+                beyond rounding; if the mean has another dimension.
         """
         if covariance.ndim < 2 or not covariance.shape[-1] == covariance.shape[-2] == mean.shape[-1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"mean must have shape (..., D) and covariance (..., D, D), got {tuple(mean.shape)} and "
                 f"{tuple(covariance.shape)}"
             )
-        rounding = covariance.shape[-1] * torch.finfo(covariance.dtype).eps
-        size = torch.linalg.matrix_norm(covariance)
-        asymmetry = torch.linalg.matrix_norm(covariance - covariance.mT)
-        if not bool((asymmetry <= rounding * size).all()):
-            raise ValueError(
-                f"covariance must be symmetric, got ||S - S^T|| up to {float(asymmetry.detach().max()):.3g}; "
-                "pass (S + S.mT) / 2 if the asymmetry is only rounding"
-            )
+        size = torch.linalg.matrix_norm(covariance, math.inf)
+        rounding = covariance.shape[-1] * torch.finfo(covariance.dtype).eps * size
+        asymmetry = torch.linalg.matrix_norm(covariance - covariance.mT, math.inf)
+        remedy = "pass (S + S.mT) / 2 if the asymmetry is only rounding"
+        _refuse(~size.isfinite(), "covariance must be finite, got the norm", size, "leave that example out")
+        _refuse(asymmetry > rounding, "covariance must be symmetric, got ||S - S^T|| of", asymmetry, remedy)
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
-        if not bool((eigenvalues >= -rounding * size[..., None]).all()):
-            raise ValueError(
-                "covariance must be positive semi-definite, got an eigenvalue of "
-                f"{float(eigenvalues.detach().min()):.3g}; a covariance holds variances and is never negative"
-            )
+        lowest, remedy = eigenvalues[..., 0], "a covariance holds variances and is never negative"
+        _refuse(lowest < -rounding, "covariance must be positive semi-definite, got an eigenvalue of", lowest, remedy)
         return cls(mean, eigenvectors * eigenvalues.clamp(min=0).sqrt()[..., None, :])
 
 
@@ -96,13 +97,14 @@ Gaussian = DiagonalGaussian | FullGaussian
 def as_gaussian(distribution: Gaussian | Distribution) -> Gaussian:
     """Read a `torch.distributions` object as one of our two families; ours are checked, their batches broadcast.
 
-    `Independent(Normal(...), n)` and `Normal` become a `DiagonalGaussian`, `MultivariateNormal` a `FullGaussian`. Event
-    and batch dimensions keep their meaning: the last n dimensions of `Independent` are flattened into D, and a bare
-    `Normal` is a batch of scalars, D = 1 (wrap it in `Independent(normal, 1)` to make its last dimension the event).
+    `Independent(Normal(...), n)`, nested or not, and `Normal` become a `DiagonalGaussian`; `MultivariateNormal` and
+    `LowRankMultivariateNormal` (by the factor [W, diag(sqrt(d))]) become a `FullGaussian`. Event and batch dimensions
+    keep their meaning: the last n dimensions of `Independent` are flattened into D, and a bare `Normal` is a batch of
+    scalars, D = 1 (wrap it in `Independent(normal, 1)` to make its last dimension the event).
 
     Raises:
-        TypeError: for any other object.
-        ValueError: if the shapes of mean and log_var or scale do not belong together.
+        InvalidTypeError: for any other object.
+        InvalidValueError: if the shapes of mean and log_var or scale do not belong together.
     """
     if isinstance(distribution, DiagonalGaussian):
         _check_fields(distribution, distribution.mean, distribution.log_var, "log_var", (-1,))
@@ -112,18 +114,29 @@ def as_gaussian(distribution: Gaussian | Distribution) -> Gaussian:
         _check_fields(distribution, distribution.mean, distribution.scale, "scale", (-2, -1))
         batch = batch_shape(distribution)
         return FullGaussian(distribution.mean.expand(*batch, -1), distribution.scale.expand(*batch, -1, -1))
-    if isinstance(distribution, Normal):
-        return DiagonalGaussian(distribution.loc[..., None], 2 * distribution.scale[..., None].log())
-    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
-        normal, event = distribution.base_dist, distribution.reinterpreted_batch_ndims
-        if event == 0:
-            return as_gaussian(normal)
-        return DiagonalGaussian(normal.loc.flatten(-event), 2 * normal.scale.flatten(-event).log())
-    if isinstance(distribution, MultivariateNormal):
-        return FullGaussian(distribution.loc, distribution.scale_tril)
-    raise TypeError(
-        f"expected a DiagonalGaussian, a FullGaussian, or a Normal, Independent(Normal) or MultivariateNormal of "
-        f"torch.distributions, got {type(distribution).__name__}"
+    base, event = distribution, 0
+    while isinstance(base, Independent):
+        base, event = base.base_dist, event + base.reinterpreted_batch_ndims
+    if isinstance(base, Normal):
+        loc, scale = (x.flatten(-event) if event else x[..., None] for x in (base.loc, base.scale))
+        return DiagonalGaussian(loc, 2 * scale.log())
+    if isinstance(base, MultivariateNormal) and event == 0:
+        return FullGaussian(base.loc, base.scale_tril)
+    if isinstance(base, LowRankMultivariateNormal) and event == 0:
+        return FullGaussian(base.loc, torch.cat([base.cov_factor, torch.diag_embed(base.cov_diag.sqrt())], -1))
+    raise InvalidTypeError(_remedy(distribution))
+
+
+def _remedy(distribution: object) -> str:
+    got, remedy = type(distribution).__name__, "match its moments: DiagonalGaussian(mean, variance.log())"
+    if isinstance(distribution, Independent):
+        got += f"({type(distribution.base_dist).__name__}, {distribution.reinterpreted_batch_ndims})"
+        remedy = "give its joint mean and factor: FullGaussian(mean, scale)"
+    elif isinstance(distribution, Tensor | tuple | list):
+        remedy = "wrap it: DiagonalGaussian(mean, log_var)"
+    return (
+        "expected a DiagonalGaussian, a FullGaussian, or a Normal, Independent(Normal), MultivariateNormal or "
+        f"LowRankMultivariateNormal of torch.distributions, got {got}; {remedy}"
     )
 
 
@@ -131,18 +144,19 @@ def matched(a: Gaussian | Distribution, b: Gaussian | Distribution) -> tuple[Gau
     """Both distributions, read by `as_gaussian` and checked to fit together.
 
     Raises:
-        TypeError: if one of them is no Gaussian, or if their dtypes differ.
-        ValueError: if their dimensions, devices or batch shapes do not fit.
+        InvalidTypeError: if one of them is no Gaussian, or if their dtypes differ.
+        InvalidValueError: if their dimensions, devices or batch shapes do not fit.
     """
     a, b = as_gaussian(a), as_gaussian(b)
     if a.mean.shape[-1] != b.mean.shape[-1]:
-        raise ValueError(f"a and b must have the same dimension D, got {a.mean.shape[-1]} and {b.mean.shape[-1]}")
+        dimensions = f"{a.mean.shape[-1]} and {b.mean.shape[-1]}"
+        raise InvalidValueError(f"a and b must have the same dimension D, got {dimensions}; encode both alike")
     if a.mean.dtype != b.mean.dtype:
-        raise TypeError(
-            f"a and b must have the same dtype, got {a.mean.dtype} and {b.mean.dtype}; convert one with .to"
-        )
+        dtypes = f"{a.mean.dtype} and {b.mean.dtype}"
+        raise InvalidTypeError(f"a and b must have the same dtype, got {dtypes}; convert one with .to")
     if a.mean.device != b.mean.device:
-        raise ValueError(f"a and b must be on one device, got {a.mean.device} and {b.mean.device}; move one with .to")
+        devices = f"{a.mean.device} and {b.mean.device}"
+        raise InvalidValueError(f"a and b must be on one device, got {devices}; move one with .to")
     batch_shape(a, b)
     return a, b
 
@@ -151,7 +165,7 @@ def batch_shape(*distributions: Gaussian) -> torch.Size:
     """The shape to which all leading dimensions broadcast.
 
     Raises:
-        ValueError: if they do not.
+        InvalidValueError: if they do not.
     """
     shapes = [q.mean.shape[:-1] for q in distributions]
     shapes += [q.log_var.shape[:-1] if isinstance(q, DiagonalGaussian) else q.scale.shape[:-2] for q in distributions]
@@ -159,7 +173,8 @@ def batch_shape(*distributions: Gaussian) -> torch.Size:
         return torch.broadcast_shapes(*shapes)
     except RuntimeError as error:
         listed = ", ".join(str(tuple(shape)) for shape in shapes)
-        raise ValueError(f"leading dimensions must broadcast, got the batch shapes {listed}") from error
+        message = f"leading dimensions must broadcast, got the batch shapes {listed}; add ones of size 1 with [:, None]"
+        raise InvalidValueError(message) from error
 
 
 def entropy(q: Gaussian | Distribution) -> Tensor:
@@ -227,34 +242,54 @@ def square_factor(scale: Tensor) -> Tensor:
     return torch.linalg.qr(scale.mT).R.mT
 
 
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Matrix products in the dtype of their arguments: autocast would round them to bfloat16, two or three digits."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def finite(*matrices: Tensor) -> Tensor:
+    """Which examples, shape (...,), have finite entries only. LAPACK refuses a whole batch for one that has not."""
+    return torch.stack([x.isfinite().flatten(-2).all(-1) for x in matrices]).all(0)
+
+
 def _full_kl_terms(a: FullGaussian, b: FullGaussian) -> KLTerms:
     # Both terms are seen from the coordinates in which b is standard: no covariance is formed, so none is squared.
     batch = batch_shape(a, b)
     dimension = b.mean.shape[-1]
-    scale_b = square_factor(b.scale)
-    right = torch.cat([square_factor(a.scale).expand(*batch, -1, -1), _column(a.mean - b.mean, batch)], -1)
-    whitened, failed = torch.linalg.solve_ex(scale_b.expand(*batch, -1, -1), right)
+    scale_b = square_factor(b.scale).expand(*batch, -1, -1)
+    shift = (a.mean - b.mean).expand(*batch, -1)[..., None]
+    right = torch.cat([square_factor(a.scale).expand(*batch, -1, -1), shift], -1)
+    usable = torch.ones_like(right[..., 0, 0]).where(finite(scale_b, right), math.nan)
+    whitened, failed = torch.linalg.solve_ex(scale_b, right * usable[..., None, None])
     regular = (failed == 0)[..., None, None]
-    ratio = torch.linalg.svdvals(whitened[..., :dimension].where(regular, 0))
+    ratio = torch.linalg.svdvals(whitened[..., :dimension].where(regular & finite(whitened)[..., None, None], 0))
     mean = whitened[..., dimension].where(regular[..., 0], math.inf)
-    return KLTerms(_itakura_saito(2 * ratio.log()).sum(-1) / 2, mean.square().sum(-1) / 2)
+    return KLTerms(_itakura_saito(2 * ratio.log()).sum(-1) / 2 * usable, mean.square().sum(-1) / 2 * usable)
 
 
-def _column(vector: Tensor, batch: torch.Size) -> Tensor:
-    return vector.expand(*batch, -1)[..., None]
+def _refuse(wrong: Tensor, what: str, values: Tensor, remedy: str) -> None:
+    """Raise if any example is wrong, and name the first that is, with its value."""
+    if bool(wrong.any()):
+        index = tuple(int(i) for i in wrong.nonzero()[0])
+        example = f" in example {index[0] if len(index) == 1 else index}" if index else ""
+        raise InvalidValueError(f"{what} {float(values.detach()[index]):.3g}{example}; {remedy}")
 
 
 def _check_fields(q: Gaussian, mean: Tensor, spread: Tensor, name: str, event: tuple[int, ...]) -> None:
     kind = type(q).__name__
     if not (isinstance(mean, Tensor) and isinstance(spread, Tensor)):
-        raise TypeError(f"{kind} holds tensors, got mean: {type(mean).__name__}, {name}: {type(spread).__name__}")
+        kinds = f"mean: {type(mean).__name__}, {name}: {type(spread).__name__}"
+        raise InvalidTypeError(f"{kind} holds tensors, got {kinds}; convert them with torch.as_tensor")
     if not mean.is_floating_point() or mean.dtype != spread.dtype:
-        raise TypeError(f"{kind} needs one floating dtype, got mean: {mean.dtype}, {name}: {spread.dtype}")
+        dtypes = f"mean: {mean.dtype}, {name}: {spread.dtype}"
+        raise InvalidTypeError(f"{kind} needs one floating dtype, got {dtypes}; convert with .to")
     if mean.device != spread.device:
-        raise ValueError(f"{kind} needs one device, got mean: {mean.device}, {name}: {spread.device}")
+        devices = f"mean: {mean.device}, {name}: {spread.device}"
+        raise InvalidValueError(f"{kind} needs one device, got {devices}; move one with .to")
     if mean.ndim < 1 or spread.ndim < len(event) or mean.shape[-1] != spread.shape[event[0]] or spread.shape[-1] == 0:
         shape = "(..., D)" if len(event) == 1 else "(..., D, R)"
-        raise ValueError(
+        raise InvalidValueError(
             f"{kind} needs mean of shape (..., D) and {name} of shape {shape}, got {tuple(mean.shape)} and "
             f"{tuple(spread.shape)}"
         )

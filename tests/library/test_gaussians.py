@@ -11,8 +11,9 @@ import torch
 from gaussian_problems import FULL_RANK, Exact, encoder_pairs, full_pair, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
+from se_core.errors import InvalidTypeError
 from se_core.gaussians import DiagonalGaussian, FullGaussian, as_gaussian, batch_shape, entropy, kl_divergence, kl_terms
 
 MODERATE = [name for name in FULL_RANK if name not in ("condition 1e8", "dimension 128")]
@@ -59,11 +60,54 @@ def test_divergence_of_equal_and_very_narrow_gaussians_is_zero():
         assert kl_divergence(q, q) == 0
 
 
-def test_as_gaussian_refuses_the_rest():
-    with pytest.raises(TypeError, match="got Cauchy"):
-        as_gaussian(torch.distributions.Cauchy(0.0, 1.0))
-    with pytest.raises(TypeError, match="got Independent"):
-        as_gaussian(Independent(torch.distributions.Laplace(torch.zeros(2), torch.ones(2)), 1))
+def test_nested_and_low_rank_distributions_are_read():
+    g = generator()
+    loc, scale = torch.randn(3, 2, 4, generator=g), torch.rand(3, 2, 4, generator=g) + 0.5
+    nested = Independent(Independent(Normal(loc, scale), 1), 1)
+    torch.testing.assert_close(entropy(nested), nested.entropy())
+    assert as_gaussian(nested).mean.shape == (3, 8)
+    assert as_gaussian(Independent(Independent(Normal(loc, scale), 1), 0)).mean.shape == (3, 2, 4)
+    low_rank = LowRankMultivariateNormal(loc, torch.randn(4, 2, generator=g), torch.rand(4, generator=g) + 0.1)
+    q = as_gaussian(low_rank)
+    assert q.scale.shape == (3, 2, 4, 6)
+    torch.testing.assert_close(q.covariance, low_rank.covariance_matrix)
+    torch.testing.assert_close(entropy(low_rank), low_rank.entropy())
+    other = MultivariateNormal(loc, torch.eye(4))
+    torch.testing.assert_close(kl_divergence(low_rank, other), torch.distributions.kl_divergence(low_rank, other))
+    assert kl_divergence(Independent(other, 0), other).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.distributions.Cauchy(0.0, 1.0), "got Cauchy; match its moments: DiagonalGaussian"),
+        (Independent(torch.distributions.Laplace(torch.zeros(2), torch.ones(2)), 1), r"got Independent\(Laplace, 1\)"),
+        (Independent(MultivariateNormal(torch.zeros(2, 3), torch.eye(3)), 1), r"Normal, 1\); give its joint .*FullG"),
+        ((torch.zeros(2), torch.zeros(2)), r"got tuple; wrap it: DiagonalGaussian\(mean, log_var\)"),
+        (torch.zeros(2), "got Tensor; wrap it: DiagonalGaussian"),
+    ],
+)
+def test_as_gaussian_refuses_the_rest(wrong, message):
+    with pytest.raises(InvalidTypeError, match=message):
+        as_gaussian(wrong)
+
+
+def test_divergence_of_an_example_that_is_not_finite():
+    a, b = (FullGaussian(q.mean.expand(4, -1), q.scale.expand(4, -1, -1).clone()) for q in full_pair("non-commuting"))
+    # With a gradient asked for, as below: LAPACK computes singular values alone by other steps.
+    expected = kl_terms(a._replace(scale=a.scale.clone().requires_grad_()), b)
+    for bad in (math.nan, math.inf):
+        for broken in ("scale_a", "scale_b", "mean_a"):
+            mean, scale_a, scale_b = a.mean.clone(), a.scale.clone(), b.scale.clone()
+            {"scale_a": scale_a, "scale_b": scale_b, "mean_a": mean}[broken][2] = bad
+            scale_a.requires_grad_()
+            terms = kl_terms(FullGaussian(mean, scale_a), FullGaussian(b.mean, scale_b))
+            (gradient,) = torch.autograd.grad(sum(terms).sum(), scale_a)
+            for term, true in zip(terms, expected, strict=True):
+                assert torch.equal(term[[0, 1, 3]], true[[0, 1, 3]])
+                assert term[2].isnan()
+            assert gradient[[0, 1, 3]].isfinite().all()
+            assert gradient[2].isnan().all()
 
 
 def test_batch_shape_broadcasts_every_field():
@@ -91,7 +135,9 @@ def test_from_covariance(dtype):
         (torch.tensor([[1.0, 0.5], [0.4, 1.0]]), r"symmetric.*0\.1.*mT"),
         (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "eigenvalue of -1"),
         (-torch.eye(2), "positive semi-definite"),
-        (torch.full((2, 2), math.nan), "symmetric"),
+        (torch.full((2, 2), math.nan), "finite, got the norm nan"),
+        (torch.stack([torch.eye(2), torch.full((2, 2), math.inf), torch.eye(2)]), "finite.* in example 1;"),
+        (torch.stack([torch.eye(2), -torch.eye(2)])[:, None], r"eigenvalue of -1 in example \(1, 0\);"),
     ],
 )
 def test_from_covariance_refuses(covariance, message):
