@@ -1,11 +1,14 @@
 """Bad input is refused before any work, with the argument, its value and the remedy in the message."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from gaussian_problems import encoder_pairs, full_pair
 
+from se_core.errors import InvalidTypeError
 from se_core.gaussians import DiagonalGaussian, FullGaussian, kl_divergence
 from se_core.transport import (
     coupling,
@@ -45,6 +48,20 @@ def test_gamma_must_fit_the_dtype():
         entropic_cost(a, b, torch.tensor(1.0, dtype=torch.float64))
     with pytest.raises(TypeError, match=r"gamma.*int64"):
         entropic_cost(a, b, torch.tensor(1))
+
+
+@pytest.mark.parametrize("gamma", ["1", None, True, 1j, [1.0]])
+@pytest.mark.parametrize("function", COUPLED)
+def test_gamma_must_be_a_number_or_a_tensor(function, gamma):
+    for a, b in pairs():
+        with pytest.raises(InvalidTypeError, match=r"gamma must be a number or a tensor, got .*; pass float\(gamma\)"):
+            function(a, b, gamma)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    a, b = encoder_pairs(3, 4, torch.float32)
+    for gamma in (2, np.float32(2), np.float64(2), Fraction(2)):
+        assert torch.equal(entropic_w2_squared(a, b, gamma), entropic_w2_squared(a, b, 2.0))
 
 
 def call(function, a, b):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from gaussian_problems import ALL, FULL_RANK, Exact, encoder_pairs, from_spectrum, full_pair, generator, to
 
+from se_core._full_transport import overlap_svd
 from se_core.gaussians import DiagonalGaussian, FullGaussian, kl_divergence
 from se_core.transport import (
-    _overlap_svd,
     coupling,
     entropic_cost,
     entropic_w2_squared,
@@ -150,7 +150,7 @@ def test_the_routes_factor_the_overlap(dtype):
     scale = torch.stack([from_spectrum(x, g).scale for x in spectra]).to(dtype)
     other = torch.eye(3, dtype=dtype).expand(4, 3, 3)
     eps = torch.finfo(dtype).eps
-    left, s, right = _overlap_svd(scale, other, torch.zeros(4, dtype=dtype), eps)
+    left, s, right = overlap_svd(scale, other, torch.zeros(4, dtype=dtype), eps)
     identity = torch.eye(3, dtype=dtype).expand(4, 3, 3)
     torch.testing.assert_close(left @ left.mT, identity, rtol=0, atol=8 * eps)
     torch.testing.assert_close(right @ right.mT, identity, rtol=0, atol=64 * eps)
