@@ -8,6 +8,8 @@ WD = gamma/2 W^2_{2,gamma} + I(Z_a; Z_b) - H(q_a) - H(q_b), and H(q) + E_q log p
 Each term below is nonnegative but the likelihood, so nothing large cancels; and ELBO - SE-ELBO, the sum of the last
 three, is nonnegative term by term.
 
+Beyond the paper, the same plan serves the paired prior of `se_core.paired_prior`, whose bound can be tight.
+
 The posteriors may be diagonal, as in section 6, or full, for which the paper derives eq. 18 and then has no use.
 `LinearGaussianModel` is the case in which log p(x) and every expectation are exact, so that the bounds can be seen to
 hold.
@@ -15,7 +17,7 @@ hold.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +25,22 @@ from torch.distributions import Distribution
 
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, as_gaussian, batch_shape, kl_divergence
+from se_core.paired_prior import paired_correlation as paired_correlation
+from se_core.paired_prior import paired_terms
 from se_core.transport import transport_terms
 
 Decoder = Callable[[Tensor], Tensor]
+Prior = Literal["independent", "paired"]
 
 
 class ElboTerms(NamedTuple):
-    """The terms of a bound, each of shape (B,), in nats. Those of the coupling are zero for the plain ELBO."""
+    """The terms of a bound, each of shape (B,), in nats. Those of the coupling are zero for the plain ELBO.
+
+    The comments are for the paper's prior. Under the paired one E KL(Q(z_b|Z_a) || N(rho Z_a, (1 - rho^2) I)) is split
+    as in eq. 8: `kl_fictive` is the part of the covariances; `transport` that of the means, the expected squared
+    distance from rho Z_a to E(Z_b|Z_a) over 2 (1 - rho^2). `mutual_information` is zero: the prior has some itself, and
+    what the plan has more or less of it is in `kl_fictive`. Either way no term but the likelihood is negative.
+    """
 
     log_likelihood: Tensor  # E log p(x | Z_a), one reparameterised draw
     kl: Tensor  # KL(q(Z | x) || p)
@@ -103,14 +114,19 @@ def se_elbo(
     noise_variance: float | Tensor,
     gamma: float | Tensor,
     generator: torch.Generator | None = None,
+    *,
+    prior: Prior = "independent",
 ) -> ElboTerms:
     """The SE-ELBO of section 6 (with mu_a - mu_b where the paper prints mu_a - mu_a).
 
     q_a = q(Z | x), q_b = q(Z | x') for a fictive x'; gamma >= 0 the coupling strength, one or one for each image, shape
     (B,); the rest as in `elbo`, with whose likelihood term (the same draws of the same generator) and KL it agrees
-    exactly. Note that gamma = 0 still pays KL(q_b || p): it is not the ELBO. Raises what `elbo` raises, and the same
-    for q_b and gamma.
+    exactly. Note that gamma = 0 still pays KL(q_b || p): it is not the ELBO. prior="paired" puts the paired prior, of
+    correlation `paired_correlation(gamma)`, in place of the paper's field; at gamma = 0 they agree. Raises what `elbo`
+    raises, the same for q_b and gamma, and InvalidValueError for another prior.
     """
+    if prior not in ("independent", "paired"):
+        raise InvalidValueError(f'prior={prior!r} must be "independent", as in the paper, or "paired"')
     terms = elbo(x, q_a, decoder, noise_variance, generator)
     q_b = _one_for_each_image("q_b", q_b, x)
     if isinstance(gamma, Tensor) and gamma.shape not in ((), (len(x),)):
@@ -118,6 +134,9 @@ def se_elbo(
             f"gamma must be one number or one for each of the {len(x)} images, shape ({len(x)},), got "
             f"{tuple(gamma.shape)}; flatten it"
         )
+    if prior == "paired":
+        covariance, mean = paired_terms(q_a, q_b, gamma)
+        return terms._replace(kl_fictive=covariance, transport=mean)
     cost, information = transport_terms(q_a, q_b, gamma)
     return terms._replace(
         kl_fictive=kl_divergence(q_b, _standard_normal(q_b)),
@@ -216,7 +235,10 @@ class LinearGaussianModel(NamedTuple):
         at_mean = gaussian_log_likelihood(rows, means, self.noise_variance)
         return at_mean.reshape(x.shape[:-1]) - spread
 
-    def se_elbo(self, x: Tensor, q_a: Gaussian, q_b: Gaussian, gamma: float | Tensor) -> ElboTerms:
+    def se_elbo(
+        self, x: Tensor, q_a: Gaussian, q_b: Gaussian, gamma: float | Tensor, prior: Prior = "independent"
+    ) -> ElboTerms:
         """The SE-ELBO with an exact likelihood term; x (B, D_x). Its ELBO is `log_likelihood - kl`."""
-        terms = se_elbo(x, q_a, q_b, lambda z: z @ self.weight.mT + self.bias, self.noise_variance, gamma)
+        v = self.noise_variance
+        terms = se_elbo(x, q_a, q_b, lambda z: z @ self.weight.mT + self.bias, v, gamma, prior=prior)
         return terms._replace(log_likelihood=self.expected_log_likelihood(x, q_a))
