@@ -8,7 +8,8 @@ WD = gamma/2 W^2_{2,gamma} + I(Z_a; Z_b) - H(q_a) - H(q_b), and H(q) + E_q log p
 Each term below is nonnegative but the likelihood, so nothing large cancels; and ELBO - SE-ELBO, the sum of the last
 three, is nonnegative term by term.
 
-Beyond the paper, the same plan serves the paired prior of `se_core.paired_prior`, whose bound can be tight.
+Beyond the paper, the same plan serves the paired prior of `se_core.paired_prior`, whose bound can be tight; and the
+autoencoding VAE couples q(Z|x) with what its encoder makes of its own decoder's image.
 
 The posteriors may be diagonal, as in section 6, or full, for which the paper derives eq. 18 and then has no use.
 `LinearGaussianModel` is the case in which log p(x) and every expectation are exact, so that the bounds can be seen to
@@ -30,6 +31,7 @@ from se_core.paired_prior import paired_terms
 from se_core.transport import transport_terms
 
 Decoder = Callable[[Tensor], Tensor]
+Encoder = Callable[[Tensor], Gaussian | Distribution]
 Prior = Literal["independent", "paired"]
 
 
@@ -96,14 +98,7 @@ def elbo(
     not positive (of a tensor, the values are looked at on the CPU only) or has another shape, a q that is not one
     Gaussian for each image, and a decoded image of another shape than x.
     """
-    _check_images(x)
-    _check_noise_variance(noise_variance, x)
-    q = _one_for_each_image("q", q, x)
-    log_likelihood = gaussian_log_likelihood(
-        x, _decoded(decoder, reparameterised_sample(q, generator), x), noise_variance
-    )
-    zero = torch.zeros_like(log_likelihood)
-    return ElboTerms(log_likelihood, kl_divergence(q, _standard_normal(q)), zero, zero, zero)
+    return _elbo_and_its_draw(x, q, decoder, noise_variance, generator)[0]
 
 
 def se_elbo(
@@ -143,6 +138,57 @@ def se_elbo(
         mutual_information=information,
         transport=0.5 * gamma * cost,
     )
+
+
+def autoencoding_elbo(
+    x: Tensor,
+    q: Gaussian | Distribution,
+    encoder: Encoder,
+    decoder: Decoder,
+    noise_variance: float | Tensor,
+    rho: float,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """The bound of the autoencoding VAE (Cemgil, Ghaisas, Dvijotham, Gowal and Kohli, 2020), in nats per example.
+
+        E log p(x|Z) - KL(q(Z|x) || p) - E KL(q(Z'|X~) || N(rho Z, (1 - rho^2) I)),    Z ~ q(Z|x), X~ decoded from Z.
+
+    (Z, Z') has the paired prior of correlation 0 <= rho < 1, but X~ is the model's own image instead of an adversary's,
+    and Z' meets Z through it instead of by an optimal plan. encoder: images, the shape of x, -> a batch of B Gaussians;
+    the rest as in `elbo`, with whose two terms (the same draws of the same generator) it agrees exactly. The last term,
+    exact given the draw of Z, is `kl_fictive`; `mutual_information` and `transport` are zero.
+
+    X~ is the mean image, as in the authors' code: the noise of p(X|Z) at v = 0.1 leaves [0, 1]. The law of X~ given Z
+    stands in the model and in Q alike and cancels, so that any is a bound; for a sample of p(X|Z), as in their paper,
+    let `encoder` add the noise. No gradient flows through X~, as there: the decoder is not trained by the last term.
+    (Their code takes Z and Z' in it as independent, which forgoes what the chain from Z to Z' correlates.)
+
+    Raises what `elbo` raises, the same for the Gaussians of the encoder, and InvalidValueError for another rho.
+    """
+    if not 0 <= rho < 1:
+        raise InvalidValueError(f"rho={rho} must be a correlation in [0, 1): paired_correlation(gamma) gives one")
+    terms, z, image = _elbo_and_its_draw(x, q, decoder, noise_variance, generator)
+    q_b = _one_for_each_image("encoder(image)", encoder(image.detach()), x)
+    prior = DiagonalGaussian(rho * z, torch.full_like(z, math.log1p(-rho * rho)))
+    return terms._replace(kl_fictive=kl_divergence(q_b, prior))
+
+
+def _elbo_and_its_draw(
+    x: Tensor,
+    q: Gaussian | Distribution,
+    decoder: Decoder,
+    noise_variance: float | Tensor,
+    generator: torch.Generator | None,
+) -> tuple[ElboTerms, Tensor, Tensor]:
+    """The ELBO, the z at which its likelihood was taken, and the mean image there."""
+    _check_images(x)
+    _check_noise_variance(noise_variance, x)
+    q = _one_for_each_image("q", q, x)
+    z = reparameterised_sample(q, generator)
+    image = _decoded(decoder, z, x)
+    log_likelihood = gaussian_log_likelihood(x, image, noise_variance)
+    zero = torch.zeros_like(log_likelihood)
+    return ElboTerms(log_likelihood, kl_divergence(q, _standard_normal(q)), zero, zero, zero), z, image
 
 
 def _standard_normal(q: Gaussian) -> DiagonalGaussian:
