@@ -240,7 +240,7 @@ def overlap_svd(scale_a: Tensor, scale_b: Tensor, floor: Tensor, accuracy: float
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors; NaN for an example with NaN or inf, where LAPACK refuses the batch."""
-    usable = finite(matrix)[..., None, None]
-    values, vectors = torch.linalg.eigh(matrix.where(usable, 0))
-    return values.where(usable[..., 0], torch.nan), vectors.where(usable, torch.nan)
+    """Eigenvalues, ascending, and eigenvectors; for an example with NaN or inf, where LAPACK refuses the batch, NaN."""
+    usable = finite(matrix)[..., None]
+    values, vectors = torch.linalg.eigh(matrix.where(usable[..., None], 0))
+    return values.where(usable, torch.nan), vectors

@@ -8,9 +8,9 @@ import pytest
 import torch
 from gaussian_problems import full_pair
 
-from se_core._full_transport import overlap_svd
+from se_core._full_transport import overlap_svd, polar_factor
 from se_core.gaussians import FullGaussian
-from se_core.transport import coupling, mutual_information, sinkhorn_divergence, transport_terms, w2_squared
+from se_core.transport import coupling, monge_map, mutual_information, sinkhorn_divergence, transport_terms, w2_squared
 
 HARD = [
     "equal",
@@ -52,13 +52,13 @@ def dense(mean_a, scale_a, mean_b, scale_b, gamma):
     information = torch.logdet((identity + u) / 2) / 2
     narrow = scale_a.shape[-1] <= scale_b.shape[-1]
     residual = root(other - rotation @ rotation.mT) if narrow else root(identity - rotation.mT @ rotation)
-    return cost, information, rotation, residual
+    return cost, information, rotation, residual, rotation.square().sum()
 
 
 def ours(mean_a, scale_a, mean_b, scale_b, gamma):
     a, b = FullGaussian(mean_a, scale_a), FullGaussian(mean_b, scale_b)
     plan = coupling(a, b, gamma)
-    return *transport_terms(a, b, gamma), plan.rotation, plan.residual
+    return *transport_terms(a, b, gamma), plan.rotation, plan.residual, plan.rho.square().sum()
 
 
 def inputs_of(name, gamma):
@@ -90,7 +90,7 @@ def test_the_divergence_is_the_difference_of_three_costs(name, gamma):
     mean_a, scale_a, mean_b, scale_b, strength = inputs
 
     def cost(*pair):
-        transport, information, _, _ = dense(*pair, strength)
+        transport, information, *_ = dense(*pair, strength)
         return transport + 2 / strength * information if gamma else transport
 
     first, second = (mean_a, scale_a), (mean_b, scale_b)
@@ -102,6 +102,33 @@ def test_the_divergence_is_the_difference_of_three_costs(name, gamma):
     gradients = (torch.autograd.grad(x, wanted, materialize_grads=True) for x in (value, expected))
     for gradient, true in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, true, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["isotropic", "non-commuting", "repeated eigenvalues", "dimension 1"])
+def test_w2_and_its_map_are_those_of_the_dense_oracle(name):
+    a, b = full_pair(name)
+    inputs = [x.clone().requires_grad_() for x in (a.scale, b.scale)]
+    a, b = a._replace(scale=inputs[0]), b._replace(scale=inputs[1])
+    overlap = inputs[0].mT @ inputs[1]
+    size = root(overlap.mT @ overlap)
+    w2 = (a.mean - b.mean).square().sum() + inputs[0].square().sum() + inputs[1].square().sum() - 2 * size.trace()
+    polar = overlap @ torch.linalg.inv(size)
+    matrix = inputs[1] @ polar.mT @ torch.linalg.inv(inputs[0])
+    g = torch.Generator().manual_seed(7)
+    for value, expected in ((w2_squared(a, b), w2), (monge_map(a, b).matrix, matrix)):
+        torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-12)
+        weight = torch.randn(expected.shape, generator=g, dtype=torch.float64)
+        gradients = (torch.autograd.grad((x * weight).sum(), inputs, retain_graph=True) for x in (value, expected))
+        for gradient, true in zip(*gradients, strict=True):
+            torch.testing.assert_close(gradient, true, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("narrow_first", [True, False])
+def test_the_polar_factor_of_rectangular_factors(narrow_first):
+    a, b = full_pair("one narrow factor")
+    a, b = (b, a) if narrow_first else (a, b)
+    expected = torch.linalg.svd(a.scale.mT @ b.scale, full_matrices=False)
+    torch.testing.assert_close(polar_factor(a, b), expected.U @ expected.Vh, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("function", [w2_squared, mutual_information, sinkhorn_divergence])

@@ -229,7 +229,7 @@ def test_vanishing_variances_have_finite_gradients():
     for log_var in (-85.0, -89.0, -150.0):
         fields = [torch.full((2,), value, requires_grad=True) for value in (0.5, log_var, -0.5, log_var)]
         a, b = DiagonalGaussian(*fields[:2]), DiagonalGaussian(*fields[2:])
-        for value in (entropic_w2_squared(a, b, 1.0), w2_squared(a, b)):
+        for value in (entropic_w2_squared(a, b, 1.0), w2_squared(a, b), sinkhorn_divergence(a, b, 1.0)):
             assert value == 2
             gradients = torch.autograd.grad(value, fields)
             assert [g.tolist() for g in gradients[::2]] == [[2.0, 2.0], [-2.0, -2.0]]
