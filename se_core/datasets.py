@@ -69,6 +69,11 @@ class DigitImages:
     def channels(self) -> int:
         return 1 if self.colours is None else 3
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, (C, H, W)."""
+        return self.channels, *self.pixels.shape[1:]
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -116,6 +121,12 @@ class DigitImages:
             raise InvalidValueError(
                 f"index is on {index.device} and the images on {self.source.device}; move one of the two with .to()"
             )
+
+    def subset(self, first: int, last: int) -> "DigitImages":
+        """Images first, ..., last - 1 of these."""
+        rows = slice(first, last)
+        colours = None if self.colours is None else self.colours[rows]
+        return DigitImages(self.pixels, self.digits[rows], colours, self.source[rows], self.sha256)
 
     def labels(self, task: str) -> Tensor:
         """The labels (M,) int64 of the task "digit" (0 to 9) or "colour" (0 to 6).

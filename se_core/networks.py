@@ -5,6 +5,7 @@ Images have shape (B, C, 28, 28) with pixels in [0, 1]; latents have shape (B, l
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian
 
 ARCHITECTURES = ("mlp", "conv")
 COVARIANCES = ("diagonal", "full")
+SCALES = ("free", "pinned")
 INITIALISATIONS = ("variance-preserving", "pytorch")
 
 # An encoder that begins sure of itself lets the decoder see a signal before the KL term puts the latents to sleep.
@@ -37,6 +39,40 @@ class Encoder(nn.Module):
         """x (B, C, 28, 28) -> mean and log_var, each (B, latent_dim)."""
         mean, log_var = self.layers(x).chunk(2, dim=-1)
         return DiagonalGaussian(mean, log_var)
+
+
+class PinnedEncoder(nn.Module):
+    """q(Z | X = x) whose means have mean 0 and variance 1 over the data, latent by latent. Ours, beyond the paper.
+
+    W_2 is not scale free: an encoder may pay less for the coupling by shrinking its means instead of smoothing them. An
+    affine-free batch norm on the mean closes that way out. While training it uses the statistics of the batch, and
+    running ones afterwards. Either way each bound is one of log p(x), for those hold whatever q is: while training, q
+    depends on the rest of the batch too.
+    """
+
+    def __init__(self, layers: nn.Sequential, latent_dim: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.norm = nn.BatchNorm1d(latent_dim, momentum=0.05, affine=False, **_CPU)
+
+    def forward(self, x: Tensor) -> DiagonalGaussian:
+        """x (B, C, 28, 28) -> mean and log_var, each (B, latent_dim); while training, B >= 2."""
+        mean, log_var = self.layers(x).chunk(2, dim=-1)
+        return DiagonalGaussian(self.norm(mean), log_var)
+
+    def encode_around(self, x: Tensor) -> tuple[DiagonalGaussian, Callable[[Tensor], DiagonalGaussian]]:
+        """q(Z | x), and the encoder of neighbours of x, which measures them by the statistics of x."""
+        if not self.training:
+            return self(x), self
+        mean, log_var = self.layers(x).chunk(2, dim=-1)
+        variance, centre = torch.var_mean(mean, 0, unbiased=False)
+        scale = (variance + self.norm.eps).rsqrt()
+
+        def encode(x_prime: Tensor) -> DiagonalGaussian:
+            mean, log_var = self.layers(x_prime).chunk(2, dim=-1)
+            return DiagonalGaussian((mean - centre) * scale, log_var)
+
+        return DiagonalGaussian(self.norm(mean), log_var), encode
 
 
 class FullEncoder(nn.Module):
@@ -161,6 +197,12 @@ class VAE(nn.Module):
         """q(Z | X = x) for images x (B, C, 28, 28)."""
         return self.encoder(x)
 
+    def encode_around(self, x: Tensor) -> tuple[Gaussian, Callable[[Tensor], Gaussian]]:
+        """q(Z | X = x), and the encoder to use for neighbours x' of x: another one only if the scale is pinned."""
+        if isinstance(self.encoder, PinnedEncoder):
+            return self.encoder.encode_around(x)
+        return self.encoder(x), self.encoder
+
     def decode(self, z: Tensor) -> Tensor:
         """g(z; theta), the mean image (B, C, 28, 28) of p(X | Z = z)."""
         return self.decoder(z)
@@ -176,6 +218,12 @@ class VAE(nn.Module):
         return self.decode(self.encode(x).mean)
 
 
+def _head(layers: nn.Sequential, latent_dim: int, covariance: str, scale: str) -> nn.Module:
+    if covariance == "full":
+        return FullEncoder(layers, latent_dim)
+    return PinnedEncoder(layers, latent_dim) if scale == "pinned" else Encoder(layers)
+
+
 def build_vae(
     architecture: str,
     channels: int,
@@ -183,32 +231,36 @@ def build_vae(
     covariance: str = "diagonal",
     initialisation: str = "variance-preserving",
     seed: int = 0,
+    scale: str = "free",
 ) -> VAE:
     """The encoder and decoder of section 7, float32 on the CPU, initialised from `seed` alone.
 
     The global generators are left as they were.
 
     architecture: "mlp" (as in the paper) or "conv" (our layout); covariance of q(Z | X): "diagonal" (section 6) or
-    "full"; initialisation: "variance-preserving", with log-variances that begin around -4, or "pytorch". Raises
+    "full"; initialisation: "variance-preserving", with log-variances that begin around -4, or "pytorch"; scale of the
+    means: "free" (as in the paper) or "pinned" (`PinnedEncoder`). Raises
     InvalidValueError for an unknown name, and for fewer than one channel or latent.
     """
     for name, value, choices in (
         ("architecture", architecture, ARCHITECTURES),
         ("covariance", covariance, COVARIANCES),
         ("initialisation", initialisation, INITIALISATIONS),
+        ("scale", scale, SCALES),
     ):
         if value not in choices:
             raise InvalidValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
     for name, count in (("channels", channels), ("latent_dim", latent_dim)):
         if not count >= 1:
             raise InvalidValueError(f"{name}={count} must be at least 1")
+    if (scale, covariance) == ("pinned", "full"):
+        raise InvalidValueError("scale='pinned' needs covariance='diagonal'")
     make_encoder, make_decoder = (mlp_encoder, mlp_decoder) if architecture == "mlp" else (conv_encoder, conv_decoder)
     outputs = 2 * latent_dim + (latent_dim * (latent_dim - 1) // 2 if covariance == "full" else 0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of the CPU; torch.manual_seed would seed those of every GPU, too
         layers = make_encoder(channels, outputs)
-        encoder = Encoder(layers) if covariance == "diagonal" else FullEncoder(layers, latent_dim)
-        vae = VAE(encoder, make_decoder(channels, latent_dim), latent_dim)
+        vae = VAE(_head(layers, latent_dim, covariance, scale), make_decoder(channels, latent_dim), latent_dim)
         if initialisation == "variance-preserving":
             variance_preserving_(vae.encoder)
             variance_preserving_(vae.decoder)

@@ -116,7 +116,7 @@ def test_it_finds_what_an_independent_implementation_finds() -> None:
     start = torch.clamp(X + 0.1 * (2 * torch.rand(X.shape, generator=_generator()) - 1), 0, 1)
 
     class FromThere(foolbox.attacks.LinfPGD):  # type: ignore[misc]
-        def get_random_start(self, x0, epsilon):  # noqa: ANN001, ANN202
+        def get_random_start(self, x0, epsilon):
             return type(x0)(start)
 
     theirs = FromThere(abs_stepsize=0.06, steps=10).run(model, X, labels, epsilon=0.1)

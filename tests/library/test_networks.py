@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from se_core.attacks import fictive_sample
 from se_core.networks import ARCHITECTURES, build_vae
 
 IMAGES = {1: torch.rand(6, 1, 28, 28), 3: torch.rand(6, 3, 28, 28)}
@@ -175,3 +176,73 @@ def test_no_generator_of_a_gpu_is_seeded(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_sizes_are_at_least_one(arguments: tuple, named: str) -> None:
     with pytest.raises(ValueError, match=f"{named} must be at least 1"):
         build_vae(*arguments)
+
+
+# --- the pinned scale -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pinned_means_have_the_scale_of_the_prior_and_log_variances_are_free(architecture: str) -> None:
+    x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    vae, free = build_vae(architecture, 1, 8, scale="pinned"), build_vae(architecture, 1, 8)
+    q = vae.train().encode(x)
+    torch.testing.assert_close(q.mean.mean(0), torch.zeros(8), rtol=0, atol=1e-5)
+    torch.testing.assert_close(q.mean.var(0, unbiased=False), torch.ones(8), rtol=5e-3, atol=0)  # less its epsilon
+    assert torch.equal(q.log_var, free.encode(x).log_var)
+
+
+def test_a_pinned_encoder_cannot_shrink() -> None:
+    """The last layer scaled by a thousandth: the free means shrink, the pinned ones do not notice."""
+    x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    means = {}
+    for scale in ("free", "pinned"):
+        vae = build_vae("mlp", 1, 8, scale=scale).train()
+        before = vae.encode(x).mean
+        with torch.no_grad():
+            vae.encoder.layers[-1].weight[:8] *= 0.1
+        means[scale] = before.detach(), vae.encode(x).mean.detach()
+    torch.testing.assert_close(means["free"][1], 0.1 * means["free"][0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(means["pinned"][1], means["pinned"][0], rtol=0.02, atol=1e-3)
+
+
+def test_neighbours_are_measured_by_the_statistics_of_the_data() -> None:
+    """Against torch's own batch norm, given those; a shift of the whole batch is seen, not normalised away."""
+    x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    vae = build_vae("mlp", 1, 8, scale="pinned").train()
+    q, encode = vae.encode_around(x)
+    assert torch.equal(q.mean, build_vae("mlp", 1, 8, scale="pinned").train().encode(x).mean)
+    head, shifted = (vae.encoder.layers(images)[:, :8] for images in (x, (x + 0.1).clamp(0, 1)))
+    variance, mean = torch.var_mean(head, 0, unbiased=False)
+    expected = nn.functional.batch_norm(shifted, mean.detach(), variance.detach())
+    torch.testing.assert_close(encode((x + 0.1).clamp(0, 1)).mean, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encode(x).mean, q.mean, rtol=1e-4, atol=1e-5)
+    assert float((encode((x + 0.1).clamp(0, 1)).mean - q.mean).detach().abs().mean()) > 0.05
+
+
+def test_running_statistics_see_each_datum_once_and_no_neighbour() -> None:
+    x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    vae = build_vae("mlp", 1, 8, scale="pinned").train()
+    _, encode = vae.encode_around(x)
+    head = vae.encoder.layers(x)[:, :8]
+    torch.testing.assert_close(vae.encoder.norm.running_mean, 0.05 * head.mean(0).detach(), rtol=1e-4, atol=1e-6)
+    before = {name: b.clone() for name, b in vae.encoder.named_buffers()}
+    fictive_sample(encode, x, 0.1, 2)
+    encode(x)
+    assert all(torch.equal(b, before[name]) for name, b in vae.encoder.named_buffers())
+    vae.eval()
+    q, encode = vae.encode_around(x)
+    assert torch.equal(encode(x).mean, q.mean)
+    alone = vae.encode(x[3:4]).mean
+    torch.testing.assert_close(alone, q.mean[3:4], rtol=1e-5, atol=1e-6)  # once trained, its neighbours do not matter
+
+
+def test_around_a_free_encoder_is_the_encoder() -> None:
+    vae = build_vae("mlp", 1, 8)
+    q, encode = vae.encode_around(IMAGES[1])
+    assert encode is vae.encoder
+    assert torch.equal(q.mean, vae.encode(IMAGES[1]).mean)
+
+
+def test_a_pinned_scale_is_of_diagonal_covariances() -> None:
+    with pytest.raises(ValueError, match="scale='pinned' needs covariance='diagonal'"):
+        build_vae("mlp", 1, 8, "full", scale="pinned")

@@ -1,0 +1,95 @@
+"""Selection that remembers: where an attack goes on from, what a byte a pixel keeps, and what it is good for."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from se_core import build_vae, fictive_sample
+from se_core.memory import SelectionMemory
+from se_core.transport import w2_squared
+
+X = torch.rand(8, 3, 28, 28, generator=torch.Generator().manual_seed(3))
+RADIUS = 0.2
+ENCODER = build_vae("mlp", 3, 8).encoder
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _moved(x_prime: Tensor) -> Tensor:
+    with torch.no_grad():
+        return w2_squared(ENCODER(X), ENCODER(x_prime))
+
+
+def test_an_image_never_seen_starts_at_random_and_is_then_known() -> None:
+    memory, index = SelectionMemory(20, (3, 28, 28), RADIUS), torch.tensor([3, 1, 19, 0, 7, 5, 11, 2])
+    first = fictive_sample(ENCODER, X, RADIUS, 1, memory=memory[index], generator=_generator())
+    fresh = fictive_sample(ENCODER, X, RADIUS, 1, step_size=RADIUS / 2, generator=_generator())
+    assert torch.equal(first, fresh)
+    assert torch.equal(memory.seen.nonzero()[:, 0], index.sort().values)
+
+
+def test_the_attack_goes_on_from_where_it_ended() -> None:
+    """Two visits of one step find what one visit of two steps finds, to the rounding of a byte."""
+    memory, index = SelectionMemory(8, (3, 28, 28), RADIUS), torch.arange(8)
+    once = fictive_sample(ENCODER, X, RADIUS, 2, step_size=RADIUS / 2, generator=_generator())
+    for visit in range(2):
+        twice = fictive_sample(ENCODER, X, RADIUS, 1, memory=memory[index], generator=_generator(visit))
+    torch.testing.assert_close(_moved(twice), _moved(once), rtol=0.02, atol=0)
+    for visit in range(2, 12):
+        later = fictive_sample(ENCODER, X, RADIUS, 1, memory=memory[index], generator=_generator(visit))
+    assert bool((_moved(later) > _moved(twice)).all())
+
+
+def test_each_image_remembers_its_own() -> None:
+    """In another order, in other batches: the same x' for each image."""
+    together, apart = SelectionMemory(8, (3, 28, 28), RADIUS), SelectionMemory(8, (3, 28, 28), RADIUS)
+    order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
+    delta = RADIUS * (2 * torch.rand(X.shape, generator=_generator()) - 1)
+    together[torch.arange(8)].keep(X, X + delta)
+    for part in order.split(3):
+        apart[part].keep(X[part], X[part] + delta[part])
+    assert torch.equal(together.levels, apart.levels)
+    start = torch.zeros_like(X)
+    assert torch.equal(together[order].recall(X[order], start), apart[torch.arange(8)].recall(X, start)[order])
+
+
+def test_a_byte_a_pixel_keeps_a_hundred_and_twenty_seventh_of_the_radius() -> None:
+    memory = SelectionMemory(8, (3, 28, 28), RADIUS)
+    x_prime = X + RADIUS * (2 * torch.rand(X.shape, generator=_generator()) - 1)
+    memory[torch.arange(8)].keep(X, x_prime)
+    recalled = memory[torch.arange(8)].recall(X, torch.zeros_like(X))
+    assert float((recalled - x_prime).abs().max()) <= RADIUS / 127 / 2 + 1e-6
+    assert memory.levels.nbytes == X.nbytes / 4
+    corner = X + RADIUS * (X - 0.5).sign()
+    memory[torch.arange(8)].keep(X, corner)
+    torch.testing.assert_close(memory[torch.arange(8)].recall(X, X), corner, rtol=0, atol=1e-6)  # the faces are exact
+
+
+def test_what_is_found_stays_in_the_ball_and_in_the_range_of_pixels() -> None:
+    memory, x = SelectionMemory(8, (3, 28, 28), RADIUS), X.round()
+    for visit in range(3):
+        x_prime = fictive_sample(ENCODER, x, RADIUS, 1, memory=memory[torch.arange(8)], generator=_generator(visit))
+        assert float((x_prime - x).abs().max()) <= RADIUS + 1e-6
+        assert 0 <= float(x_prime.min()) <= float(x_prime.max()) <= 1
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_its_state_is_all_there_is(compiled: bool) -> None:
+    memory, other = (SelectionMemory(8, (3, 28, 28), RADIUS) for _ in range(2))
+    index = torch.arange(8)
+    for visit in range(2):
+        fictive_sample(ENCODER, X, RADIUS, 1, memory=memory[index], generator=_generator(visit), compiled=compiled)
+    other.load_state_dict({name: tensor.clone() for name, tensor in memory.state_dict().items()})
+    a, b = (
+        fictive_sample(ENCODER, X, RADIUS, 1, memory=m[index], generator=_generator(2), compiled=compiled)
+        for m in (memory, other)
+    )
+    assert torch.equal(a, b)
+    assert torch.equal(memory.levels, other.levels)
+
+
+def test_a_memory_needs_a_ball() -> None:
+    with pytest.raises(ValueError, match=r"radius=0\.0 must be > 0"):
+        SelectionMemory(8, (3, 28, 28), 0.0)
