@@ -12,7 +12,7 @@ import torch
 
 from se_core.attacks import Attack
 from se_core.errors import InvalidTypeError, InvalidValueError
-from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS
+from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS, SCALES
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dataset": ("mnist", "colour-mnist"),
@@ -24,6 +24,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "divergence": ("w2_squared", "entropic_cost"),
     "optimiser": ("adam", "sgd"),
     "attack_dtype": ("float32", "bfloat16"),
+    "scale": SCALES,
+    "schedule": ("constant", "cosine"),
 }
 
 
@@ -53,6 +55,9 @@ class RunConfig:
         device: "cpu", "cuda" or "cuda:N".
         attack_dtype: precision of the selection's gradients, "float32" or "bfloat16".
         compile: run the selection under torch.compile.
+        scale: of the latent means, "free" as in the paper, or "pinned" (ours).
+        memory: let the selection go on from where each image's last attack ended (ours), instead of starting anew.
+        schedule: of the learning rate, "constant" or "cosine" to zero.
 
     Raises InvalidTypeError and InvalidValueError, which name the field, its value, and the choices.
     """
@@ -78,6 +83,9 @@ class RunConfig:
     device: str = "cpu"
     attack_dtype: str = "float32"
     compile: bool = False
+    scale: str = "free"
+    memory: bool = False
+    schedule: str = "constant"
 
     def __post_init__(self) -> None:
         _declare_types(self)
@@ -99,6 +107,10 @@ class RunConfig:
             raise InvalidValueError(
                 "covariance='full' has no compiled and no bfloat16 attack; leave compile and attack_dtype"
             )
+        if self.covariance == "full" and self.scale == "pinned":
+            raise InvalidValueError("scale='pinned' needs covariance='diagonal'")
+        if self.memory and not self.radius > 0:
+            raise InvalidValueError(f"memory needs a radius > 0, got radius={self.radius}")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise InvalidValueError(f"device={self.device!r} is unknown; choose cpu, cuda or cuda:N")
         if not -(2**63) <= self.seed < 2**63:
@@ -108,6 +120,11 @@ class RunConfig:
     def name(self) -> str:
         """The name of the run's folder: what it is, and a hash of all of the above."""
         return f"{self.dataset}-{self.architecture}-{self.method}-{digest(self)}"
+
+    @property
+    def label(self) -> str:
+        """What the method is called in records and pictures: "vae", "se", or "pinned"."""
+        return "pinned" if self.scale == "pinned" else self.method
 
     @property
     def channels(self) -> int:
@@ -122,8 +139,9 @@ class EvaluationConfig:
         radii: attack radii, ascending, in pixels scaled to [0, 1].
         attack_steps: steps of each attack on the classifier.
         restarts: random starts of each attack, for each of the two objectives.
-        test_images: number of test images, from the first; 0 means all.
+        test_images: number of images, from the first of the split; 0 means all.
         l2: penalty of the probe, l2 / 2 times the squared norm of its weights, against the mean cross-entropy.
+        split: "test" for what is published, "validation" for whatever is chosen.
 
     Raises InvalidTypeError and InvalidValueError, which name the field and its value.
     """
@@ -133,6 +151,7 @@ class EvaluationConfig:
     restarts: int = 1
     test_images: int = 1000
     l2: float = 1e-3
+    split: str = "test"
 
     def __post_init__(self) -> None:
         _declare_types(self)
@@ -141,6 +160,8 @@ class EvaluationConfig:
             raise InvalidValueError(f"radii={self.radii} must be nonnegative, ascending and distinct")
         for radius in self.radii:
             self.attack(radius)
+        if self.split not in ("validation", "test"):
+            raise InvalidValueError(f"split={self.split!r} is unknown; choose validation or test")
         if not self.l2 >= 0:
             raise InvalidValueError(f"l2={self.l2} must be at least 0")
         if self.test_images < 0 or self.test_images == 1:

@@ -7,7 +7,7 @@ The threat model: the attacker knows encoder and probe, and may change every pix
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from se_core.attacks import Attack, cross_entropy, fictive_sample, margin, pgd
-from se_core.datasets import COLOURS, DigitImages, load
+from se_core.datasets import COLOURS, DigitImages
 from se_core.errors import SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
-from se_core.lab.runs import check_data, load_run
+from se_core.lab.runs import check_data, images, load_run
 from se_core.lab.storage import CheckpointError, provenance, read_json, write_atomically
 from se_core.lab.training import derived_generator
 from se_core.networks import VAE
@@ -48,8 +48,8 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     usable_device(device)
     run, vae = load_run(folder)
     folder = Path(folder).expanduser()
-    train_data = load(run.dataset, "train", run.source, run.colouring, run.seed).to(device)
-    test_data = load(run.dataset, "test", run.source, "random", run.seed).to(device)
+    run = replace(run, device=device)
+    train_data, test_data = images(run, "train"), images(run, config.split)
     check_data(folder, train_data.sha256)
     path = folder / f"evaluation-{digest(config)}.json"
     if _is_sound(path, test_data.sha256):
@@ -69,7 +69,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
             for radius, accuracy in zip(config.radii, curve, strict=True)
         ]
     result = {
-        "run": run.name,
+        "run": folder.name,
         "evaluation": asdict(config),
         "test_sha256": test_data.sha256,
         "provenance": provenance(device),
@@ -81,7 +81,8 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
 
 
 def _identity(run: RunConfig) -> dict[str, Any]:
-    return {key: getattr(run, key) for key in ("dataset", "architecture", "method", "seed", "latent_dim", "gamma")}
+    fields = {key: getattr(run, key) for key in ("dataset", "architecture", "seed", "latent_dim", "gamma")}
+    return fields | {"method": run.label}
 
 
 def _is_sound(path: Path, test_sha256: str) -> bool:

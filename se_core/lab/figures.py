@@ -32,6 +32,7 @@ from se_core.networks import VAE
 METHODS: dict[str, dict[str, Any]] = {
     "vae": {"label": "VAE", "color": "#D55E00", "marker": "o", "linestyle": "--"},
     "se": {"label": "smooth encoder", "color": "#0072B2", "marker": "s", "linestyle": "-"},
+    "pinned": {"label": "pinned smooth encoder", "color": "#009E73", "marker": "^", "linestyle": "-."},
 }
 STYLE: Any = {
     "font.size": 9,
@@ -93,7 +94,7 @@ def _pictures(vae: VAE, x: Tensor, radius: float) -> list[Tensor]:
 def attacked_digits(runs: dict[str, tuple[RunConfig, VAE]], columns: int = 8) -> Figure:
     """Test digits, what the selection mechanism makes of them, and what each model reconstructs from either.
 
-    runs: "vae" and "se" -> (configuration, networks), trained on the same data.
+    runs: method -> (configuration, networks), trained on the same data.
     """
     config = runs["se"][0]
     x = load(config.dataset, "test", config.source, "random", config.seed).images(torch.arange(columns))
@@ -103,7 +104,7 @@ def attacked_digits(runs: dict[str, tuple[RunConfig, VAE]], columns: int = 8) ->
         name = METHODS[method]["label"]
         rows += [(f"{name}:\nattacked $x'$", attacked), ("$x$ reconstructed", clean), ("$x'$ reconstructed", fooled)]
     with drawing():
-        figure = Figure(figsize=(7.2, 6.0), layout="constrained")
+        figure = Figure(figsize=(7.2, 0.86 * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), columns)
         for (label, images), axes_row in zip(rows, grid, strict=True):
             for image, axes in zip(images, axes_row, strict=True):
@@ -143,7 +144,8 @@ def table(results: dict[str, Any]) -> str:
         for method, style in METHODS.items():
             points = curve(results["records"], panel, method)
             cells = [_plus_minus(100 * m, 100 * h, 0) for m, h in points.values()]
-            gain = _plus_minus(claim["gain"], claim["gain_interval"], 2) if method == "se" else ""
+            ratio, half = claim["gain"].get(method, (math.nan, math.nan))
+            gain = "" if method == "vae" else _plus_minus(ratio, half, 2)
             lines.append(f"| {panel.title} | {style['label']} | " + " | ".join(cells) + f" | {gain} |")
     return "\n".join(lines)
 

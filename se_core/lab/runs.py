@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se_core.datasets import DataError
+from se_core.datasets import DataError, DigitImages, load
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.lab.config import RunConfig
 from se_core.lab.storage import (
@@ -172,10 +172,28 @@ def load_run(folder: Path) -> tuple[RunConfig, VAE]:
     return config, vae.eval()
 
 
+def images(config: RunConfig, split: str) -> DigitImages:
+    """The images of a run, on its device: "train", the first five sixths of the training digits, "validation", the last
+    sixth, which neither encoder nor probe is ever trained on, or "test". Raises DataError."""
+    if split == "test":
+        return load(config.dataset, "test", config.source, "random", config.seed).to(config.device)
+    colouring = config.colouring if split == "train" else "random"
+    data = load(config.dataset, "train", config.source, colouring, config.seed)
+    digits = len(data.pixels)
+    cut = (digits - digits // 6) * (len(data) // digits)  # all colours of a digit stand together
+    return (data.subset(0, cut) if split == "train" else data.subset(cut, len(data))).to(config.device)
+
+
 def networks(config: RunConfig) -> VAE:
     """The networks of a run before its first step, on the CPU."""
     return build_vae(
-        config.architecture, config.channels, config.latent_dim, config.covariance, config.initialisation, config.seed
+        config.architecture,
+        config.channels,
+        config.latent_dim,
+        config.covariance,
+        config.initialisation,
+        config.seed,
+        config.scale,
     )
 
 

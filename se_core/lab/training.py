@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from se_core.attacks import fictive_sample
-from se_core.datasets import load
 from se_core.errors import InvalidValueError, SmoothEncoderError
 from se_core.lab.config import RunConfig, usable_device
-from se_core.lab.runs import Run, networks, opened
+from se_core.lab.runs import Run, images, networks, opened
+from se_core.memory import Remembered, SelectionMemory
 from se_core.networks import VAE
 from se_core.objectives import ElboTerms, elbo, se_elbo
 from se_core.transport import entropic_cost, w2_squared
@@ -54,27 +54,30 @@ def train(
     if checkpoint_every < 1:
         raise InvalidValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
     device = usable_device(config.device)
-    data = load(config.dataset, "train", config.source, config.colouring, config.seed).to(device)
+    data = images(config, "train")
     batches = Batches(len(data), config.batch_size, config.seed, device)
     with opened(config, Path(runs).expanduser(), data.sha256) as run:
         if run.is_finished():
             return run.folder
         vae = networks(config).to(device)
         optimiser = make_optimiser(config, vae)
-        _restore(run.resume(), vae, optimiser)
+        memory = SelectionMemory(len(data), data.shape, config.radius, device) if config.memory else None
+        _restore(run.resume(), vae, optimiser, memory)
         progress(run.saved_step)
         history = _History(run)
         with _StopRequest() as stop:
             for step in range(run.saved_step + 1, config.iterations + 1):
-                x = data.images(batches[step - 1])
+                index = batches[step - 1]
                 generator = derived_generator(device, config.seed, "step", step)
-                history.add(training_step(config, vae, optimiser, x, generator))
+                optimiser.param_groups[0]["lr"] = learning_rate(config, step)
+                remembered = memory[index] if memory else None
+                history.add(training_step(config, vae, optimiser, data.images(index), generator, remembered))
                 stopping = stop.asked  # once: a wish that comes later is granted after the next step, and saved
                 saving = step % checkpoint_every == 0 or stopping
                 if step % LOG_EVERY == 0 or saving or step == config.iterations:
                     history.check(step, vae)
                 if saving:
-                    run.save(step, _state(vae, optimiser))
+                    run.save(step, _state(vae, optimiser, memory))
                 progress(1)
                 if stopping:
                     raise Interrupted(f"stopped after step {step} of {config.iterations}; the same command resumes it")
@@ -83,23 +86,30 @@ def train(
 
 
 def training_step(
-    config: RunConfig, vae: VAE, optimiser: torch.optim.Optimizer, x: Tensor, generator: torch.Generator
+    config: RunConfig,
+    vae: VAE,
+    optimiser: torch.optim.Optimizer,
+    x: Tensor,
+    generator: torch.Generator,
+    remembered: Remembered | None = None,
 ) -> Tensor:
     """One step of the optimiser; returns the batch means of the terms of the bound, (5,), nats per example."""
-    terms = bound(config, vae, x, generator)
+    terms = bound(config, vae, x, generator, remembered)
     optimiser.zero_grad(set_to_none=True)
     (-terms.value.mean()).backward()
     optimiser.step()
     return torch.stack([term.detach().mean() for term in terms])
 
 
-def bound(config: RunConfig, vae: VAE, x: Tensor, generator: torch.Generator) -> ElboTerms:
+def bound(
+    config: RunConfig, vae: VAE, x: Tensor, generator: torch.Generator, remembered: Remembered | None = None
+) -> ElboTerms:
     """The objective of `config.method` on a batch x (B, C, 28, 28), fictive samples included."""
-    q_a = vae.encode(x)
+    q_a, encode = vae.encode_around(x)
     if config.method == "vae":
         return elbo(x, q_a, vae.decode, config.noise_variance, generator)
     x_prime = fictive_sample(
-        vae.encoder,
+        encode,
         x,
         config.radius,
         config.attack_steps,
@@ -108,8 +118,9 @@ def bound(config: RunConfig, vae: VAE, x: Tensor, generator: torch.Generator) ->
         attack_dtype=torch.bfloat16 if config.attack_dtype == "bfloat16" else None,
         generator=generator,
         compiled=config.compile,
+        memory=remembered,
     )
-    return se_elbo(x, q_a, vae.encode(x_prime), vae.decode, config.noise_variance, config.gamma, generator)
+    return se_elbo(x, q_a, encode(x_prime), vae.decode, config.noise_variance, config.gamma, generator)
 
 
 def _divergence(config: RunConfig) -> Callable[..., Tensor]:
@@ -123,6 +134,13 @@ def make_optimiser(config: RunConfig, vae: VAE) -> torch.optim.Optimizer:
     if config.optimiser == "adam":
         return torch.optim.Adam(vae.parameters(), config.learning_rate, fused=True)
     return torch.optim.SGD(vae.parameters(), config.learning_rate, momentum=0.9, fused=True)
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """That of step 1, 2, ..., iterations."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (1 + math.cos(math.pi * (step - 1) / config.iterations)) / 2
 
 
 def derived_generator(device: str | torch.device, *key: float | str) -> torch.Generator:
@@ -150,19 +168,25 @@ class Batches:
         return self.order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
-def _state(vae: VAE, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a checkpoint holds: the networks, and the optimiser's state of each parameter by its number."""
+def _state(vae: VAE, optimiser: torch.optim.Optimizer, memory: SelectionMemory | None) -> dict[str, Tensor]:
+    """What a checkpoint holds: the networks, the optimiser's state of each parameter by its number, the memory."""
     tensors = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
     for index, parameter in enumerate(vae.parameters()):
         tensors |= {f"optimiser.{index}.{name}": value for name, value in optimiser.state[parameter].items()}
+    if memory:
+        tensors |= {f"memory.{name}": tensor for name, tensor in memory.state_dict().items()}
     return tensors
 
 
-def _restore(tensors: dict[str, Tensor], vae: VAE, optimiser: torch.optim.Optimizer) -> None:
+def _restore(
+    tensors: dict[str, Tensor], vae: VAE, optimiser: torch.optim.Optimizer, memory: SelectionMemory | None
+) -> None:
     """The reverse of `_state`; nothing where there is no checkpoint."""
     if not tensors:
         return
     vae.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items() if k.startswith("vae.")})
+    if memory:
+        memory.load_state_dict({k.removeprefix("memory."): v for k, v in tensors.items() if k.startswith("memory.")})
     for index, parameter in enumerate(vae.parameters()):
         prefix = f"optimiser.{index}."
         optimiser.state[parameter] = {

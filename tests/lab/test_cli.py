@@ -172,7 +172,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     [
         ["train", "--gamma=-1", "--runs=OUT"],
         ["train", "--source=nowhere", "--runs=OUT"],
-        ["train", "--batch-size=10001", "--runs=OUT"],
+        ["train", "--batch-size=8335", "--runs=OUT"],
         ["reproduce", "--profile=huge", "--out=OUT"],
         ["reproduce", "--profile=tiny", "--workers=0", "--out=OUT"],
         ["reproduce", "--profile=tiny", "--gamma=-1", "--out=OUT"],

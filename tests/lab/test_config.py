@@ -24,7 +24,7 @@ from se_core.lab.training import train
         ({"dataset": "cifar"}, "dataset='cifar' is unknown; choose one of mnist, colour-mnist"),
         ({"method": "SE"}, "method='SE' is unknown; choose one of vae, se"),
         ({"covariance": "full", "compile": True}, "covariance='full' has no compiled"),
-        ({"batch_size": 10_001}, "batch_size=10001 exceeds the 10000 training images"),
+        ({"batch_size": 8_335}, "batch_size=8335 exceeds the 8334 training images"),
     ],
 )
 def test_bad_configurations_are_refused_before_any_work(fields: dict, message: str, tmp_path: Path) -> None:
@@ -53,6 +53,7 @@ def test_the_folder_is_named_by_every_field() -> None:
         "initialisation": "pytorch", "method": "vae", "gamma": 2.0, "radius": 0.1, "attack_steps": 3,
         "divergence": "entropic_cost", "noise_variance": 0.2, "iterations": 7, "batch_size": 3, "optimiser": "sgd",
         "learning_rate": 0.1, "seed": 5, "device": "cuda", "attack_dtype": "bfloat16", "compile": True,
+        "scale": "pinned", "memory": True, "schedule": "cosine",
     }  # fmt: skip
     assert set(changed) == set(asdict(base))
     names = {RunConfig(**{field: value}).name for field, value in changed.items()}

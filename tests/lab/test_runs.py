@@ -4,15 +4,13 @@ import errno
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny_runs import interrupted, outcome, stop_at
+from tiny_runs import interrupted, outcome, stop_at, write_digits
 
 from se_core.datasets import DataError
 from se_core.lab import runs, storage
@@ -167,20 +165,11 @@ def test_what_a_killed_process_left_half_written_is_removed(tiny_config: Any, tm
 # --- the data ---------------------------------------------------------------------------------------------------------
 
 
-def _write_digits(folder: Path, seed: int) -> None:
-    """Twenty random digits of each split, as IDX files."""
-    draw = np.random.default_rng(seed)
-    for split in ("train", "t10k"):
-        for name, values in (("images-idx3", draw.integers(0, 256, (20, 28, 28))), ("labels-idx1", np.arange(20) % 10)):
-            header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-            (folder / f"{split}-{name}-ubyte").write_bytes(header + values.astype(np.uint8).tobytes())
-
-
 @pytest.fixture
 def own_digits(tmp_path: Path) -> Path:
     folder = tmp_path / "digits"
     folder.mkdir()
-    _write_digits(folder, 0)
+    write_digits(folder, 0)
     return folder
 
 
@@ -200,14 +189,14 @@ def test_data_that_have_changed_are_refused_by_name(
     config = tiny_config(source=str(own_digits))
     folder = train(config, tmp_path) if finished else interrupted(config, tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    _write_digits(own_digits, 1)
+    write_digits(own_digits, 1)
     with pytest.raises(DataError, match=rf"the data have changed since {folder} was trained.*bring the old data back"):
         train(config, tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     if finished:
         with pytest.raises(DataError, match="the data have changed"):
             evaluate(folder, EvaluationConfig(radii=(0.0,), test_images=10))
-    _write_digits(own_digits, 0)
+    write_digits(own_digits, 0)
     assert train(config, tmp_path) == folder
 
 
@@ -218,7 +207,7 @@ def test_other_test_digits_are_evaluated_anew(
     config = EvaluationConfig(radii=(0.0,), test_images=10)
     first = evaluate(folder, config).read_bytes()
     kept = {path: path.read_bytes() for path in own_digits.glob("train-*")}
-    _write_digits(own_digits, 1)
+    write_digits(own_digits, 1)
     for path, content in kept.items():
         path.write_bytes(content)
     path = evaluate(folder, config)

@@ -9,17 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import outcome, stop_at
+from tiny_runs import outcome, stop_at, write_digits
 
 from se_core.datasets import load
 from se_core.lab import storage, training
 from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import evaluate
+from se_core.lab.runs import images
 from se_core.lab.training import Batches, Interrupted, TrainingDiverged, make_optimiser, train, training_step
 from se_core.networks import build_vae
 
@@ -30,6 +32,8 @@ CASES: list[dict[str, Any]] = [
     {"architecture": "conv", "optimiser": "sgd", "learning_rate": 1e-5},
     {"covariance": "full", "divergence": "entropic_cost"},
     {"divergence": "entropic_cost", "gamma": 10.0, "attack_dtype": "bfloat16"},
+    {"scale": "pinned", "memory": True, "attack_steps": 1, "schedule": "cosine"},
+    {"architecture": "conv", "dataset": "colour-mnist", "scale": "pinned", "memory": True, "attack_steps": 1},
 ]
 
 
@@ -52,6 +56,41 @@ def test_ctrl_c_stops_cleanly_and_the_same_call_resumes_bit_for_bit(
         with pytest.raises(Interrupted, match=r"stopped after step \d+ of 60; the same command resumes it"):
             train(config, tmp_path / "parts", progress=stop_at(step if step == 7 else 7 + step))
     assert outcome(train(config, tmp_path / "parts")) == outcome(whole)
+
+
+@pytest.mark.parametrize("fields", [{}, {"dataset": "colour-mnist", "colouring": "all"}, {"compile": True}])
+def test_a_memory_in_use_resumes_bit_for_bit(fields: dict, tiny_config: Any, tmp_path: Path) -> None:
+    """Few images, so that each was attacked many times before the interruption and after it."""
+    write_digits(tmp_path, 0)
+    config = tiny_config(source=str(tmp_path), batch_size=8, memory=True, attack_steps=1, **fields)
+    whole = train(config, tmp_path / "whole")
+    assert outcome(whole) != outcome(train(replace(config, memory=False), tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "parts", progress=stop_at(31))
+    assert outcome(train(config, tmp_path / "parts")) == outcome(whole)
+
+
+def test_a_cosine_ends_at_nothing(tiny_config: Any) -> None:
+    config = tiny_config(schedule="cosine", iterations=101, learning_rate=0.5)
+    rates = [training.learning_rate(config, step) for step in range(1, 102)]
+    assert rates[0] == 0.5
+    assert rates == sorted(rates, reverse=True)
+    assert sum(rates) / 101 == pytest.approx(0.25, abs=0.005)
+    assert rates[-1] < 0.001
+    assert training.learning_rate(tiny_config(learning_rate=0.5), 60) == 0.5
+
+
+def test_validation_digits_are_never_trained_on(tmp_path: Path) -> None:
+    """The last sixth of the training digits, whatever their colours; its images are none of the others."""
+    write_digits(tmp_path, 0)  # twenty digits: seventeen and three
+    for fields in ({}, {"dataset": "colour-mnist"}, {"dataset": "colour-mnist", "colouring": "all"}):
+        config = RunConfig(source=str(tmp_path), **fields)
+        parts = {split: images(config, split) for split in ("train", "validation", "test")}
+        colours = 7 if "colouring" in fields else 1
+        assert [len(part) for part in parts.values()] == [17 * colours, 3 * colours if colours == 1 else 3, 20]
+        assert not set(parts["train"].source.tolist()) & set(parts["validation"].source.tolist())
+        assert parts["validation"].source.tolist() == [17, 18, 19]
+        assert parts["test"].sha256 != parts["train"].sha256
 
 
 def test_ctrl_c_at_any_moment_saves_what_it_stops(tiny_config: Any, tmp_path: Path) -> None:

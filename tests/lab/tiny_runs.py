@@ -2,11 +2,13 @@
 
 import json
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from se_core.lab.config import RunConfig
@@ -48,3 +50,12 @@ def reproduce_command(out: Path, *more: str) -> list[str]:
 
 def results_of(out: Path) -> dict[str, Any]:
     return json.loads((out / "results.json").read_text())
+
+
+def write_digits(folder: Path, seed: int) -> None:
+    """Twenty random digits of each split, as IDX files."""
+    draw = np.random.default_rng(seed)
+    for split in ("train", "t10k"):
+        for name, values in (("images-idx3", draw.integers(0, 256, (20, 28, 28))), ("labels-idx1", np.arange(20) % 10)):
+            header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+            (folder / f"{split}-{name}-ubyte").write_bytes(header + values.astype(np.uint8).tobytes())
