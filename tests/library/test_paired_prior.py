@@ -244,7 +244,7 @@ def test_the_bound_is_tight_where_the_papers_cannot_be(rho: float) -> None:
 
 @pytest.mark.parametrize("rho", RHOS)
 def test_the_bound_is_tight_for_diagonal_posteriors_in_float32(rho: float) -> None:
-    """Zero, where forms with a difference leave 1e-5: the encoder of a model with orthogonal weights is diagonal."""
+    """Zero, where the sum of the paper's terms leaves 7e-7: a model with orthogonal weights has such posteriors."""
     g = _generator(9)
     mean, log_var = torch.randn(500, 1, generator=g), 14 * torch.rand(500, 1, generator=g) - 12
     q_b = DiagonalGaussian(rho * mean, torch.log(rho**2 * log_var.double().exp() + 1 - rho**2).float())
