@@ -82,7 +82,7 @@ PROFILES = {
     "small": Profile(
         seeds=(0, 1, 2),
         latent_dims=(64,),
-        run={"iterations": 1800, "attack_steps": 5, "learning_rate": 2e-3, "schedule": "cosine"},
+        run={"iterations": 1800, "attack_steps": 5, "learning_rate": 3e-3, "schedule": "cosine"},
         conv={"iterations": 800},
         evaluation=EvaluationConfig(test_images=500),
     ),

@@ -124,8 +124,10 @@ def exclusive(folder: Path) -> Iterator[None]:
 def provenance(device: str = "cpu") -> dict[str, str]:
     """Where a result that was computed on `device` comes from: package, commit, versions and machine."""
 
+    package = Path(__file__).parents[1]
+
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(package), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError:
@@ -133,7 +135,7 @@ def provenance(device: str = "cpu") -> dict[str, str]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     # A package that only lies inside somebody else's repository has no commit of its own.
-    commit = git("ls-files", "--error-unmatch", Path(__file__).name) and git("rev-parse", "HEAD")
+    commit = git("ls-files", "--error-unmatch", f"lab/{Path(__file__).name}") and git("rev-parse", "HEAD")
     if commit and git("status", "--porcelain", "--untracked-files=no", "--", "."):
         commit += " (modified)"
     try:

@@ -54,7 +54,7 @@ def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path, monke
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     author = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
     subprocess.run(["git", *author, "commit", "--quiet", "--allow-empty", "-m", "another"], check=True, cwd=tmp_path)
-    monkeypatch.setattr(storage, "__file__", str(tmp_path / "storage.py"))
+    monkeypatch.setattr(storage, "__file__", str(tmp_path / "lab" / "storage.py"))
     assert storage.provenance()["commit"] == "not a git checkout"
 
 
