@@ -431,5 +431,8 @@ def test_the_sampled_bound_has_the_same_terms() -> None:
     sampled = se_elbo(x, q_a, q_b, decoder, 0.4, 2.0, _generator(0), prior="paired")
     plain = se_elbo(x, q_a, q_b, decoder, 0.4, 2.0, _generator(0))
     exact = model.se_elbo(x, q_a, q_b, 2.0, "paired")
+    covariance, mean = paired_terms(q_a, q_b, 2.0)
     assert torch.equal(sampled.log_likelihood, plain.log_likelihood)
+    assert torch.equal(sampled.kl_fictive, covariance)
+    assert torch.equal(sampled.transport, mean)
     assert all(torch.equal(a, b) for a, b in zip(sampled[1:], exact[1:], strict=True))
