@@ -4,7 +4,7 @@
     .venv/bin/python book/publish.py                        # the tables alone, from what is committed
 
 The benchmarks write theirs by themselves: `benchmarks/training_step.py --out book/results/training_step.json`, and so
-for `transport.py`.
+for `transport.py` and `floor.py`.
 """
 
 import json
@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from se_core.lab.figures import table
+from se_core.lab.experiments import PANELS
+from se_core.lab.figures import METHODS, table
+from se_core.lab.statistics import claims, robustness
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results"
@@ -42,6 +44,26 @@ def speed_table(training: dict[str, Any], transport: dict[str, Any], dimension: 
     return "\n".join(lines)
 
 
+def floor_table(results: dict[str, Any], floor: dict[str, Any]) -> str:
+    """Mean accuracy over the radii from 0.02 to 0.2: what linear representations have, and each method."""
+    lines = ["| panel | raw pixels | PCA | " + " | ".join(style["label"] for style in METHODS.values()) + " |"]
+    lines += ["|---|" + "---:|" * (2 + len(METHODS))]
+    for panel, claim in zip(PANELS, claims(results["records"]), strict=True):
+        linear = [
+            robustness(
+                {
+                    r["radius"]: r["accuracy"]
+                    for r in floor["records"]
+                    if (r["panel"], r["representation"]) == (panel.letter, name)
+                }
+            )
+            for name in ("pixels", "pca")
+        ]
+        cells = [f"{100 * value:.0f}" for value in (*linear, *claim["robustness"].values())]
+        lines.append(f"| {panel.title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -55,6 +77,7 @@ def main() -> None:
     page = (ROOT / "README.md").read_text()
     tables = {
         "results": table(read("figure1-small")),
+        "floor": floor_table(read("figure1-small"), read("floor-small")),
         "speed": speed_table(read("training_step"), read("transport")),
     }
     for mark, text in tables.items():

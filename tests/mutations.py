@@ -45,7 +45,8 @@ TESTS = {
     "_full_transport.py": ["tests/library/test_full_transport.py", *TRANSPORT],
     "_sinkhorn.py": ["tests/library/test_transport_sinkhorn.py", "tests/library/test_full_transport.py", *TRANSPORT],
     "transport.py": TRANSPORT,
-    "objectives.py": ["tests/library/test_objectives.py", "tests/library/test_bound.py"],
+    "paired_prior.py": ["tests/library/test_paired_prior.py"],
+    "objectives.py": [f"tests/library/test_{name}.py" for name in ("objectives", "bound", "avae", "paired_prior")],
 }
 
 
@@ -288,19 +289,108 @@ SINKHORNS = planted(
     ("(torch.log1p(y) / y)).sum(-1)", "torch.log1p(y)).sum(-1)"),
 )
 
+PAIRED_PRIOR = planted(
+    "paired_prior.py",
+    ("return 2 * gamma / (1 + torch", "return gamma / (1 + torch"),
+    ("return 2 * gamma / (1 + torch", "return 2 * gamma / (torch"),
+    ("torch.hypot(torch.ones_like(gamma), 2 * gamma))", "torch.hypot(torch.ones_like(gamma), gamma))"),
+    ("torch.hypot(torch.ones_like(gamma), 2 * gamma))", "(1 + 4 * gamma**2).sqrt())"),
+    ("return 2 * gamma / (1 + math", "return gamma / (1 + math"),
+    ("math.hypot(1, 2 * gamma)", "math.sqrt(1 + 4 * gamma * gamma)"),
+    ("math.hypot(1, 2 * gamma)", "math.hypot(1, gamma)"),
+    # the diagonal family
+    (
+        "coupling(_latents(a), _latents(b), gamma[..., None] if",
+        "coupling(_latents(b), _latents(b), gamma[..., None] if",
+    ),
+    ("gamma[..., None] if isinstance", "gamma if isinstance"),
+    ("-torch.log1p(strength * plan.psi[..., 0])", "-torch.log1p(2 * strength * plan.psi[..., 0])"),
+    ("-torch.log1p(strength * plan.psi[..., 0])", "torch.log1p(strength * plan.psi[..., 0])"),
+    ("-torch.log1p(strength * plan.psi[..., 0])", "torch.log1p(-r * r)"),
+    ("-torch.log1p(strength * plan.psi[..., 0])", "-torch.log1p(strength * rho)"),
+    ("b.log_var + log_open)", "a.log_var + log_open)"),
+    ("b.log_var + log_open)", "b.log_var)"),
+    ("misfit = r * (b.log_var / 2).exp()", "misfit = rho * (b.log_var / 2).exp()"),
+    ("misfit = r * (b.log_var / 2).exp()", "misfit = r * b.log_var.exp()"),
+    ("misfit = r * (b.log_var / 2).exp()", "misfit = (b.log_var / 2).exp()"),
+    ("- rho * (a.log_var / 2).exp()", "+ rho * (a.log_var / 2).exp()"),
+    ("- rho * (a.log_var / 2).exp()", "- r * (a.log_var / 2).exp()"),
+    ("- rho * (a.log_var / 2).exp()", "- rho * (b.log_var / 2).exp()"),
+    # the full family
+    ("square_factor(a.full().scale)", "a.full().scale"),
+    ("square_factor(b.full().scale)", "b.full().scale"),
+    (
+        "coupling(FullGaussian(b.mean, scale_b), FullGaussian(a.mean, scale_a), gamma)",
+        "coupling(FullGaussian(a.mean, scale_a), FullGaussian(b.mean, scale_b), gamma)",
+    ),
+    ("strength = plan.gamma[..., None]", "strength = plan.gamma"),
+    ("scale_b @ plan.residual", "scale_b"),
+    ("scale_b @ plan.residual", "scale_b @ plan.rotation"),
+    ("scale_b @ plan.residual", "scale_a @ plan.residual"),
+    ("scale_b @ plan.rotation - rho", "scale_b @ plan.rotation.mT - rho"),
+    ("scale_b @ plan.rotation - rho", "scale_b - rho"),
+    ("scale_b @ plan.rotation - rho", "scale_b @ plan.rotation + rho"),
+    ("rho[..., None] * scale_a)", "scale_a)"),
+    ("with full_precision(scale_b):", "if True:"),
+    # both
+    ("log_var = -torch.log1p(strength * rho)", "log_var = -torch.log1p(strength)"),
+    ("log_var = -torch.log1p(strength * rho)", "log_var = torch.log1p(-rho * rho)"),
+    ("log_var = -torch.log1p(strength * rho)", "log_var = torch.log1p(-rho)"),
+    ("DiagonalGaussian(rho * a.mean,", "DiagonalGaussian(a.mean,"),
+    ("DiagonalGaussian(rho * a.mean,", "DiagonalGaussian(rho * b.mean,"),
+    (
+        "kl_terms(given, DiagonalGaussian(rho * a.mean, log_var",
+        "kl_terms(given, DiagonalGaussian(rho * a.mean, -log_var",
+    ),
+    ("KLTerms(covariance, mean + ", "KLTerms(covariance, mean - "),
+    ("KLTerms(covariance, mean + ", "KLTerms(mean, covariance + "),
+    ("(-log_var / 2).exp()).square()", "(-log_var).exp()).square()"),
+    ("(-log_var / 2).exp()).square()", "(log_var / 2).exp()).square()"),
+    (".square().sum(-1) / 2)", ".square().sum(-1))"),
+)
+
 OBJECTIVES = planted(
     "objectives.py",
     ("- self.kl - self.kl_fictive -", "- self.kl + self.kl_fictive -"),
     ("- self.mutual_information - self.transport", "+ self.mutual_information - self.transport"),
     ("- self.mutual_information - self.transport", "- self.mutual_information"),
     ("torch.exp(q.log_var / 2) * noise", "torch.exp(q.log_var) * noise"),
-    ("-0.5 * residual.square().sum(-1) / noise_variance", "-0.5 * residual.square().sum(-1) / noise_variance**0.5"),
-    ("-0.5 * residual.square().sum(-1) / noise_variance", "-residual.square().sum(-1) / noise_variance"),
-    ("2 * math.pi * noise_variance", "2 * math.pi"),
-    ("kl_fictive=kl_divergence(q_b,", "kl_fictive=kl_divergence(q_a,"),
+    ("squares.sum(-1) / noise_variance +", "squares.sum(-1) / noise_variance**0.5 +"),
+    ("squares.sum(-1) / noise_variance +", "squares.sum(-1) +"),
+    ("squares.shape[-1] * log(2 * math.pi * noise_variance)", "squares.shape[-1] * log(2 * math.pi)"),
+    ("squares.shape[-1] * log(", "log("),
+    ("-0.5 * by_group.sum(-1)", "-by_group.sum(-1)"),
+    ("log: Any = torch.log if", "log: Any = (lambda v: v.detach().log()) if"),
+    ("if batch_shape(gaussian) != x.shape[:1]:", "if len(batch_shape(gaussian)) != 1:"),
+    ("gamma.shape not in ((), (len(x),))", "gamma.ndim > 1"),
+    ("kl_fictive=kl_divergence(q_b, _s", "kl_fictive=kl_divergence(q_a, _s"),
     ("transport=0.5 * gamma *", "transport=gamma *"),
     ("transport_terms(q_a, q_b, gamma)", "transport_terms(q_a, q_b, gamma / 2)"),
     ("cost, information = transport_terms", "information, cost = transport_terms"),
+    # the paired prior
+    ('if prior not in ("independent", "paired"):', "if False:"),
+    ('if prior == "paired":', "if False:"),
+    ("paired_terms(q_a, q_b, gamma)", "paired_terms(q_b, q_a, gamma)"),
+    ("paired_terms(q_a, q_b, gamma)", "paired_terms(q_a, q_b, gamma / 2)"),
+    ("covariance, mean = paired_terms", "mean, covariance = paired_terms"),
+    ("kl_fictive=covariance, transport=mean", "kl_fictive=covariance"),
+    ("kl_fictive=covariance, transport=mean", "transport=mean"),
+    ("v, gamma, prior=prior)", "v, gamma)"),
+    # the autoencoding VAE
+    ("if not 0 <= rho < 1:", "if not rho < 1:"),
+    ("if not 0 <= rho < 1:", "if not 0 <= rho <= 1:"),
+    ("encoder(image.detach())", "encoder(image)"),
+    ("encoder(image.detach())", "encoder(x)"),
+    ("DiagonalGaussian(rho * z, torch.full_like", "DiagonalGaussian(z, torch.full_like"),
+    ("DiagonalGaussian(rho * z, torch.full_like", "DiagonalGaussian(rho * q.mean, torch.full_like"),
+    ("DiagonalGaussian(rho * z, torch.full_like", "DiagonalGaussian(rho * z.detach(), torch.full_like"),
+    ("math.log1p(-rho * rho)", "math.log1p(-rho)"),
+    ("math.log1p(-rho * rho)", "math.log1p(rho * rho)"),
+    ("math.log1p(-rho * rho)", "math.log1p(-rho * rho) / 2"),
+    ("torch.full_like(z, math.log1p(-rho * rho))", "torch.log1p(-torch.full_like(z, rho).square())"),
+    ("kl_divergence(q_b, prior)", "kl_divergence(prior, q_b)"),
+    ("kl_fictive=kl_divergence(q_b, prior)", "transport=kl_divergence(q_b, prior)"),
+    ('_one_for_each_image("encoder(image)", encoder(image.detach()), x)', "encoder(image.detach())"),
     # the model whose evidence is known
     ("@ self.weight.mT + self.noise_variance * identity", "@ self.weight.mT + self.noise_variance**0.5 * identity"),
     ("identity + self.weight.mT @ self.weight / self.noise_variance", "identity + self.weight.mT @ self.weight"),
@@ -311,7 +401,7 @@ OBJECTIVES = planted(
     ("x.shape[:-1]) - spread", "x.shape[:-1]) + spread"),
 )
 
-MUTATIONS = GAUSSIANS + TRANSPORTS + FULL_TRANSPORTS + SINKHORNS + OBJECTIVES
+MUTATIONS = GAUSSIANS + TRANSPORTS + FULL_TRANSPORTS + SINKHORNS + PAIRED_PRIOR + OBJECTIVES
 
 
 def copy_of(folder: Path) -> Path:

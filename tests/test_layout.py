@@ -7,9 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = (
-    "errors", "gaussians", "_full_transport", "_sinkhorn", "transport", "networks", "paired_prior", "objectives", "memory",
-    "_borrowing", "attacks",
-    "_torchvision", "_idx", "_mnist", "datasets",
+    "errors", "gaussians", "_full_transport", "_sinkhorn", "transport", "networks", "paired_prior", "objectives",
+    "memory", "_borrowing", "attacks", "_torchvision", "_idx", "_mnist", "datasets",
 )  # fmt: skip
 LAB = (
     "config", "storage", "runs", "training", "evaluation", "experiments", "executors", "statistics", "figures", "cli",

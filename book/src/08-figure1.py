@@ -3,7 +3,8 @@ r"""
 # Figure 1
 
 The paper's one figure: accuracy of a linear probe on the representation, against the radius of the attack, for the VAE
-and for the smooth encoder. Four panels, two tasks on colour MNIST with an MLP, and two architectures on MNIST.
+and for the smooth encoder. Four panels, two tasks on colour MNIST with an MLP, and two architectures on MNIST. We add a
+third curve, an encoder of our own that cannot shrink.
 """
 
 # %%
@@ -18,8 +19,9 @@ from IPython.display import Image
 
 from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import evaluate
-from se_core.lab.experiments import PANELS, PROFILES, figure1_runs
-from se_core.lab.figures import METHODS, STYLE, figure1
+from se_core.lab.experiments import METHODS, PANELS, PROFILES, figure1_runs
+from se_core.lab.figures import METHODS as STYLES
+from se_core.lab.figures import STYLE, figure1
 from se_core.lab.statistics import claims, mean_and_interval, robustness
 from se_core.lab.training import train
 
@@ -27,22 +29,26 @@ torch.set_num_threads(1)
 plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.8)})
 results = json.loads((Path(BOOK) / "results" / "figure1-small.json").read_text())
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Figure 1 in four panels: adversarial test accuracy against attack radius. In each panel the VAE's accuracy drops quickly and the smooth encoder's gracefully."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Figure 1 in four panels: adversarial test accuracy against attack radius. In each panel the VAE's accuracy drops first, then the smooth encoder's, and the pinned smooth encoder's last."}}
 picture = BytesIO()
 figure1(results).savefig(picture, dpi=130)
 Image(picture.getvalue())
 
 # %% [markdown]
 r"""
-Lines are means over seeds, bands are 95 % intervals. The vertical line is the radius at which the smooth encoder selected
-its neighbours while training.
+Lines are means over seeds, bands are 95 % intervals. The vertical line is the radius at which the smooth encoders selected
+their neighbours while training. The *pinned* one differs from the paper's in three things: the scale of its means is fixed,
+so that it must smooth where the paper's may shrink ([next chapter](09-smooth-or-shrink.ipynb)); then $\gamma$ may be larger;
+and its selection remembers where each image's last attack ended, and goes on from there with a single step.
 
 ## What was run
 
 The picture shows the profile `small`, which trains in minutes on a laptop; the profile `paper` has the paper's sizes.
 Colour MNIST paints each digit in one of seven colours, the corners of the RGB cube without black, drawn at random once.
-Everything that VAE and smooth encoder share is equal between them: architecture, initialisation, optimiser, number of
-steps, observation variance, probe. The paper trains with SGD; we use Adam. The committed results carry their provenance.
+Everything that the methods share is equal between them: architecture, initialisation, optimiser, schedule, number of steps,
+observation variance, probe. The paper trains with SGD; we use Adam. The last sixth of the training digits is held out,
+and what is ours (learning rate, schedule, and the pinned encoder's $\gamma$ and single step) was chosen on it, by one seed; the
+test digits were read once. The committed results carry their provenance.
 """
 
 # %%
@@ -53,11 +59,12 @@ attack = size.evaluation
 print(f"profile {provenance['profile']}, seeds {provenance['seeds']}, {len(provenance['runs'])} runs")
 print(f"iterations {steps} (convolutional {conv_steps}), L = {L}")
 print(f"attack on the probe: {attack.attack_steps} steps, {attack.test_images} test images")
-about = ("source", "latent_dim", "gamma", "radius", "optimiser", "learning_rate", "batch_size")
-print(", ".join(f"{setting} {first[setting]}" for setting in about))
+shared = ("latent_dim", "radius", "optimiser", "learning_rate", "schedule", "batch_size")
+print(", ".join(f"{setting} {first[setting]}" for setting in shared))
 print("noise_variance", {run["dataset"]: run["noise_variance"] for run in provenance["runs"]})
+print("pinned:", METHODS["pinned"])
 
-assert all(run[setting] == first[setting] for run in provenance["runs"] for setting in about)
+assert all(run[setting] == first[setting] for run in provenance["runs"] for setting in shared)
 runs = [RunConfig(**run) for run in provenance["runs"]]
 assert runs == figure1_runs(provenance["profile"])  # nothing left out
 
@@ -73,7 +80,7 @@ this radius or at a smaller one of the list. So the accuracy cannot rise with th
 
 # %%
 for panel in PANELS:
-    for method in ("vae", "se"):
+    for method in METHODS:
         for seed in provenance["seeds"]:
             curve = [
                 r["accuracy"]
@@ -95,32 +102,38 @@ The paper gives no numbers, so there are none to match. It makes claims:
 * a representation trained at one radius is still robust at larger ones ([below](#a-smaller-radius));
 * the ConvNET is a little more robust by itself, and smoothing increases that significantly.
 
-Each as a number: accuracy without attack, mean accuracy over the radii from 0.02 to 0.2, and the *gain*, the smooth
-encoder's such mean divided by the VAE's.
+Each as a number: accuracy without attack, mean accuracy over the radii from 0.02 to 0.2, and the *gain*, a smooth
+encoder's such mean divided by the VAE's, with half of its 95 % interval. Seeds are compared in pairs.
 """
 
 # %%
-print(f"{'':33s}{'nominal':^14s}{'under attack':^16s}           intervals")
-print(f"{'':33s}{'VAE':>6s}{'SE':>8s}{'VAE':>8s}{'SE':>8s}   gain    apart at 0.05")
-for claim in claims(results["records"]):
-    pairs = [100 * claim[key][method] for key in ("nominal", "robustness") for method in ("vae", "se")]
-    row = "".join(f"{value:6.0f} %" for value in pairs)
-    print(f"{claim['panel']:32s}{row}{claim['gain']:7.2f}    {'yes' if claim['apart'] else 'no'}")
-    assert claim["gain"] >= 1.3
-    if claim["panel"].startswith("(a)"):
-        assert min(claim["nominal"].values()) >= 0.97
+figures = claims(results["records"])
+for method, numbers in STYLES.items():
+    print(f"{numbers['label']:24s}nominal   under attack            gain    apart at 0.05")
+    for claim in figures:
+        row = "".join(f"{100 * claim[key][method]:10.0f} %" for key in ("nominal", "robustness"))
+        if method != "vae":
+            ratio, half = claim["gain"][method]
+            row += f"{ratio:14.2f} ± {half:.2f}    {'yes' if claim['apart'][method] else 'no'}"
+        print(f"  ({claim['panel'][1]}){row}")
+
+colour = figures[0]
+assert min(colour["nominal"].values()) >= 0.97
+for claim in figures:
+    assert claim["gain"]["pinned"][0] > claim["gain"]["se"][0]
+for claim in (figures[0], figures[2], figures[3]):
+    assert claim["gain"]["pinned"][0] >= 2
+    ratio, half = claim["gain"]["se"]
+    assert ratio - half > 1
 
 # %% [markdown]
 r"""
-The first two claims hold. The smooth encoder pays for its gain with some nominal accuracy, in (b) and (c). The third has a
-[section](#a-smaller-radius) of its own. Of the fourth we see one half: the ConvNET's VAE is no more robust than the MLP's,
-though it had fewer steps; but smoothing does more for it.
-"""
+The first claim holds. The second holds in part: on MNIST and on the colours the smooth encoder's gain is above one by more
+than its interval, but at the radius of its own selection next to nothing is left standing. The curve is shifted; graceful is
+another word. The third claim has a [section](#a-smaller-radius) of its own. Of the fourth we see no more than the table shows.
+The pinned encoder gains at least twice the VAE's accuracy under attack in (a), (c) and (d).
 
-# %%
-(mlp, conv) = (c for c in claims(results["records"]) if c["panel"].startswith(("(c)", "(d)")))
-assert abs(conv["robustness"]["vae"] - mlp["robustness"]["vae"]) < 0.02
-assert conv["gain"] > mlp["gain"]
+"""
 
 # %% [markdown]
 r"""
@@ -133,12 +146,13 @@ a reconstruction, and the number of active latents.
 # %% tags=["hide-input"]
 rows = {}
 for run, numbers in zip(provenance["runs"], results["diagnostics"], strict=True):
-    rows.setdefault((run["dataset"], run["architecture"], run["method"]), []).append(numbers)
+    method = RunConfig(**run).label
+    rows.setdefault((run["dataset"], run["architecture"], method), []).append(numbers)
 print(f"{'':26s}{'ELBO':>8s}{'error':>9s}{'active':>8s}{'variance':>10s}{'moved':>7s}")
 for (dataset, architecture, method), group in rows.items():
     mean = {key: mean_and_interval([c[key] for c in group])[0] for key in group[0]}
     print(
-        f"{dataset:14s}{architecture:6s}{method:6s}{mean['elbo']:8.0f}{mean['reconstruction_mse']:9.4f}"
+        f"{dataset:14s}{architecture:5s}{method:7s}{mean['elbo']:8.0f}{mean['reconstruction_mse']:9.4f}"
         f"{mean['active_latents']:8.0f}{mean['latent_variance']:10.1f}{mean['moved_share']:7.2f}"
     )
 

@@ -206,9 +206,9 @@ def test_other_test_digits_are_evaluated_anew(
     folder = train(tiny_config(source=str(own_digits), iterations=2), tmp_path)
     config = EvaluationConfig(radii=(0.0,), test_images=10)
     first = evaluate(folder, config).read_bytes()
-    kept = {path: path.read_bytes() for path in own_digits.glob("train-*")}
+    training = {path: path.read_bytes() for path in own_digits.glob("train-*")}
     write_digits(own_digits, 1)
-    for path, content in kept.items():
+    for path, content in training.items():
         path.write_bytes(content)
     path = evaluate(folder, config)
     assert "of other test digits; evaluating again" in capsys.readouterr().out
