@@ -136,7 +136,10 @@ def test_from_covariance(dtype):
         (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "eigenvalue of -1"),
         (-torch.eye(2), "positive semi-definite"),
         (torch.full((2, 2), math.nan), "finite, got the norm nan"),
-        (torch.stack([torch.eye(2), torch.full((2, 2), math.inf), torch.eye(2)]), "finite.* in example 1;"),
+        (
+            torch.stack([torch.eye(2), torch.full((2, 2), math.inf), torch.full((2, 2), math.nan)]),
+            "finite.* in example 1;",
+        ),
         (torch.stack([torch.eye(2), -torch.eye(2)])[:, None], r"eigenvalue of -1 in example \(1, 0\);"),
     ],
 )

@@ -27,7 +27,7 @@ def everything(a, b):
     moved = monge_map(a, b)
     scalars = [w2_squared(a, b), kl_divergence(a, b), entropy(a), sinkhorn_divergence(a, b, 0.7)]
     scalars += [*transport_terms(a, b, 0.7), entropic_cost(a, b, 0.7), entropic_w2_squared(a, b, 0.7)]
-    return [*scalars, mutual_information(a, b, 0.7), *matrices, moved.matrix, moved(a.mean)]
+    return [*scalars, mutual_information(a, b, 0.7), *matrices, moved.matrix, moved(a.mean + 1)]
 
 
 def gradients(a, b):
