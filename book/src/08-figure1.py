@@ -128,11 +128,44 @@ for claim in (figures[0], figures[2], figures[3]):
 
 # %% [markdown]
 r"""
-The first claim holds. The second holds in part: on MNIST and on the colours the smooth encoder's gain is above one by more
-than its interval, but at the radius of its own selection next to nothing is left standing. The curve is shifted; graceful is
-another word. The third claim has a [section](#a-smaller-radius) of its own. Of the fourth we see no more than the table shows.
-The pinned encoder gains at least twice the VAE's accuracy under attack in (a), (c) and (d).
+The first claim holds. The second holds in part: in (a), (c) and (d) the smooth encoder's gain is above one by more than its
+interval; in (b), the digits of colour images, it is not. And at the radius of its own selection next to nothing is left
+standing. The curve is shifted; graceful is another word. The third claim has a [section](#a-smaller-radius) of its own. Of
+the fourth we see no more than the table shows. The pinned encoder has at least twice the VAE's accuracy under attack in
+(a), (c) and (d).
 
+## The floor
+
+A sceptic asks first whether a line through the data does as well. So we put principal components, as many as there are
+latents, and the raw pixels under the same probe and the same attack.
+"""
+
+# %%
+floor = json.loads((Path(BOOK) / "results" / "floor-small.json").read_text())
+linear = {
+    (letter, name): robustness(
+        {
+            r["radius"]: r["accuracy"]
+            for r in floor["records"]
+            if (r["panel"], r["representation"]) == (letter, name)
+        }
+    )
+    for letter in "abcd"
+    for name in ("pixels", "pca")
+}
+print(f"accuracy under attack, in %{'pixels':>12s}{'PCA':>8s}{'VAE':>8s}{'SE':>8s}{'pinned':>8s}")
+for claim in figures:
+    letter, reached = claim["panel"][1], claim["robustness"]
+    row = [linear[letter, "pixels"], linear[letter, "pca"], *reached.values()]
+    print(f"  ({letter}){'':24s}" + "".join(f"{100 * value:8.0f}" for value in row))
+    assert reached["vae"] < linear[letter, "pca"]
+    assert (reached["pinned"] > linear[letter, "pca"]) == (letter != "b")
+
+# %% [markdown]
+r"""
+Principal components are more robust than the VAE in every panel, and at least as robust as the smooth encoder at
+$\gamma = 1$: whatever these two have learnt, it is not robustness. The pinned encoder clears the floor in (a), (c) and (d).
+On the digits of colour images it does not, at this length of training.
 """
 
 # %% [markdown]
@@ -196,19 +229,19 @@ size = {
 attack = EvaluationConfig(radii=(0.0, 0.02, 0.05, 0.1, 0.2), attack_steps=20, test_images=300)
 live = {}
 with TemporaryDirectory() as runs:
-    for method in METHODS:
-        run = RunConfig(method=method, latent_dim=32, device=DEVICE, **size)
+    for method, own in METHODS.items():
+        run = RunConfig(**(size | own | {"latent_dim": 32, "device": DEVICE}))
         evaluation = evaluate(train(run, Path(runs)), attack, DEVICE)
         records = json.loads(evaluation.read_text())["records"]
         live[method] = {r["radius"]: r["accuracy"] for r in records}
 
 assert live["se"][0.05] > 1.2 * live["vae"][0.05]
-assert robustness(live["se"]) > robustness(live["vae"])
+assert robustness(live["pinned"]) > robustness(live["se"]) > robustness(live["vae"])
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Accuracy against attack radius of a VAE and a smooth encoder trained for this page. They start alike, and the smooth encoder's curve falls later."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Accuracy against attack radius of a VAE, a smooth encoder and a pinned one trained for this page. They start alike; the smooth encoder's curve falls later, and the pinned one's last."}}
 figure, axes = plt.subplots(layout="constrained")
 for method, curve in live.items():
-    axes.plot(list(curve), [100 * accuracy for accuracy in curve.values()], **METHODS[method])
+    axes.plot(list(curve), [100 * accuracy for accuracy in curve.values()], **STYLES[method])
 axes.set(xlabel="attack radius (pixels in [0, 1])", ylabel="accuracy (%)", ylim=(0, 100))
 axes.legend()
 plt.show()
@@ -218,8 +251,9 @@ r"""
 ## How the settings were chosen
 
 VAE and smooth encoder share the observation variance $v$, the initialisation, the number of steps, the latent and the probe.
-Whoever chooses these could favour one of the two. So we changed them one at a time, with several seeds each, and judged by
-the test images of Figure 1.
+Whoever chooses these could favour one of the two. So we changed them one at a time, with several seeds each. This study is
+older than the picture above: it was made with a constant learning rate of $10^{-3}$ and with $v = 0.3$ for colour images,
+and judged by test images. What it says is how much an answer hangs on the settings, not which settings to take.
 """
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "The gain under each changed setting, one point a seed, for MNIST digits, colour MNIST colours and colour MNIST digits. Nearly all points lie to the right of one; the largest gains are those of colours with PyTorch's initialisation."}}
@@ -280,10 +314,9 @@ for panel, of_panel in gains.items():
 # %% [markdown]
 r"""
 None of these turns the answer round, and some make it look better than we show it. A larger $v$ raises the gain and lowers
-the accuracy on digits that there is to lose. PyTorch's initialisation gives the largest gain of all, on colours, because it ruins the VAE. We took
-$v = 0.1$ a channel: of the three, the one with the most accurate VAE on MNIST, and on three channels the same balance
-between likelihood and coupling. The price is visible, too. At $v = 0.1$ the digits of the colour images are read more
-accurately by both, and the gain on them is small.
+the accuracy on digits that there is to lose. PyTorch's initialisation gives the largest gain of all, on colours, because it
+ruins the VAE. At $v = 0.1$ the digits of the colour images are read more accurately by both, and the gain on them is small:
+held-out digits say the same of the pinned encoder, and the picture above takes $v = 0.1$ throughout.
 
 Full covariances, which the paper derives and does not use, train as well. At 16 latents they bring about as much as
 factorised ones.
@@ -374,8 +407,9 @@ $\gamma \epsilon^2 = 1 \cdot 0.2^2$ at $\epsilon = 0.1$ gives $\gamma = 4$. Trai
 ## What we checked
 
 * The results are those of all runs of the profile, and no accuracy rises with the radius.
-* The gain is at least 1.3 in each panel, and nominal accuracy on colour at least 97 %.
-* A pair trained for this page tells the same story.
+* The pinned encoder's gain is at least 2 in (a), (c) and (d), and above the smooth encoder's in each panel; that one is above
+  one by more than its interval in the same three; nominal accuracy on colour is at least 97 %.
+* Three encoders trained for this page tell the same story.
 * The answer does not hang on any of the shared settings that we changed.
 * The paper's remark on small radii fails at $\gamma = 1$ and holds at $\gamma = 10$; paying the terms alone buys nothing.
 """
