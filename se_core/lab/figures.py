@@ -77,7 +77,7 @@ def figure1(results: dict[str, Any]) -> Figure:
         grid = figure.subplots(2, 2, sharex=True, sharey=True)
         for panel, axes in zip(PANELS, grid.flat, strict=True):
             _draw_panel(axes, results, panel)
-        grid[0, 0].legend(loc="upper right")
+        grid[0, 1].legend(loc="upper right")  # where no curve passes
         figure.supylabel("adversarial test accuracy (%)", fontsize=9)
         figure.supxlabel(
             "attack radius (largest change of a pixel, pixels in [0, 1]); vertical line: selection radius", fontsize=9
