@@ -20,7 +20,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": ARCHITECTURES,
     "covariance": COVARIANCES,
     "initialisation": INITIALISATIONS,
-    "method": ("vae", "se"),
+    "method": ("vae", "se", "avae"),
+    "prior": ("independent", "paired"),
     "divergence": ("w2_squared", "entropic_cost"),
     "optimiser": ("adam", "sgd"),
     "attack_dtype": ("float32", "bfloat16"),
@@ -41,7 +42,7 @@ class RunConfig:
         latent_dim: dimension D_z of the representation.
         covariance: of q(Z | X), "diagonal" as in section 6, or "full".
         initialisation: "variance-preserving" or "pytorch".
-        method: "vae" (the ELBO) or "se" (the SE-ELBO).
+        method: "vae" (the ELBO), "se" (the SE-ELBO) or "avae" (the autoencoding VAE, at the correlation of gamma).
         gamma: coupling strength, >= 0.
         radius: selection radius epsilon in pixels scaled to [0, 1].
         attack_steps: budget L of the selection mechanism.
@@ -58,6 +59,7 @@ class RunConfig:
         scale: of the latent means, "free" as in the paper, or "pinned" (ours).
         memory: let the selection go on from where each image's last attack ended (ours), instead of starting anew.
         schedule: of the learning rate, "constant" or "cosine" to zero.
+        prior: of the pair of latents in the SE-ELBO, "independent" as in the paper, or "paired" (ours).
 
     Raises InvalidTypeError and InvalidValueError, which name the field, its value, and the choices.
     """
@@ -86,6 +88,7 @@ class RunConfig:
     scale: str = "free"
     memory: bool = False
     schedule: str = "constant"
+    prior: str = "independent"
 
     def __post_init__(self) -> None:
         _declare_types(self)

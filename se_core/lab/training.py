@@ -22,7 +22,7 @@ from se_core.lab.config import RunConfig, usable_device
 from se_core.lab.runs import Run, images, networks, opened
 from se_core.memory import Remembered, SelectionMemory
 from se_core.networks import VAE
-from se_core.objectives import ElboTerms, elbo, se_elbo
+from se_core.objectives import ElboTerms, autoencoding_elbo, elbo, paired_correlation, se_elbo
 from se_core.transport import entropic_cost, w2_squared
 
 LOG_EVERY = 50
@@ -108,6 +108,9 @@ def bound(
     q_a, encode = vae.encode_around(x)
     if config.method == "vae":
         return elbo(x, q_a, vae.decode, config.noise_variance, generator)
+    if config.method == "avae":
+        rho = paired_correlation(config.gamma)
+        return autoencoding_elbo(x, q_a, encode, vae.decode, config.noise_variance, rho, generator)
     x_prime = fictive_sample(
         encode,
         x,
@@ -120,7 +123,8 @@ def bound(
         compiled=config.compile,
         memory=remembered,
     )
-    return se_elbo(x, q_a, encode(x_prime), vae.decode, config.noise_variance, config.gamma, generator)
+    prior: Any = config.prior
+    return se_elbo(x, q_a, encode(x_prime), vae.decode, config.noise_variance, config.gamma, generator, prior=prior)
 
 
 def _divergence(config: RunConfig) -> Callable[..., Tensor]:

@@ -79,7 +79,7 @@ def test_an_unknown_or_ill_typed_key_is_named(
         (["--gamma=-1"], "gamma=-1.0 must be a finite number >= 0"),
         (["--gamma=.nan"], "gamma=nan"),
         (["--radius=-0.1"], "radius=-0.1 must be a finite number >= 0"),
-        (["--method=SE"], "method='SE' is unknown; choose one of vae, se"),
+        (["--method=SE"], "method='SE' is unknown; choose one of vae, se, avae"),
         (["--source=nowhere"], "nowhere"),
         (["--iteration=5"], "iteration"),
     ],

@@ -22,7 +22,7 @@ from se_core.lab.training import train
         ({"learning_rate": -1e-3}, r"learning_rate=-0\.001"),
         ({"iterations": 0}, "iterations=0 must be at least 1"),
         ({"dataset": "cifar"}, "dataset='cifar' is unknown; choose one of mnist, colour-mnist"),
-        ({"method": "SE"}, "method='SE' is unknown; choose one of vae, se"),
+        ({"method": "SE"}, "method='SE' is unknown; choose one of vae, se, avae"),
         ({"covariance": "full", "compile": True}, "covariance='full' has no compiled"),
         ({"batch_size": 8_335}, "batch_size=8335 exceeds the 8334 training images"),
     ],
@@ -53,7 +53,7 @@ def test_the_folder_is_named_by_every_field() -> None:
         "initialisation": "pytorch", "method": "vae", "gamma": 2.0, "radius": 0.1, "attack_steps": 3,
         "divergence": "entropic_cost", "noise_variance": 0.2, "iterations": 7, "batch_size": 3, "optimiser": "sgd",
         "learning_rate": 0.1, "seed": 5, "device": "cuda", "attack_dtype": "bfloat16", "compile": True,
-        "scale": "pinned", "memory": True, "schedule": "cosine",
+        "scale": "pinned", "memory": True, "schedule": "cosine", "prior": "paired",
     }  # fmt: skip
     assert set(changed) == set(asdict(base))
     names = {RunConfig(**{field: value}).name for field, value in changed.items()}

@@ -34,6 +34,8 @@ CASES: list[dict[str, Any]] = [
     {"divergence": "entropic_cost", "gamma": 10.0, "attack_dtype": "bfloat16"},
     {"scale": "pinned", "memory": True, "attack_steps": 1, "schedule": "cosine"},
     {"architecture": "conv", "dataset": "colour-mnist", "scale": "pinned", "memory": True, "attack_steps": 1},
+    {"prior": "paired", "gamma": 10.0},
+    {"method": "avae", "gamma": 2.0, "scale": "pinned"},
 ]
 
 
