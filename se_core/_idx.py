@@ -75,7 +75,8 @@ def locate(source: Path) -> Path:
     if not places:
         raise DataError(
             f"{source}: expected IDX files such as {_NAMES[0]} or {_NAMES[0]}.gz, here or in MNIST/raw, found none; "
-            "run `se-core data` to obtain MNIST, or name the folder that holds the four IDX files"
+            "run `se-core data` to obtain MNIST, or name the folder that holds the four IDX files; the source "
+            "'bundled' needs neither"
         )
     return places[0]
 

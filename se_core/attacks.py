@@ -20,7 +20,7 @@ from torch.func import grad_and_value
 from se_core._borrowing import left_unchanged, without_writing_buffers
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.gaussians import Gaussian, as_gaussian
-from se_core.memory import Remembered
+from se_core.memory import Remembered, check_memory
 from se_core.networks import VAE
 from se_core.transport import w2_squared
 
@@ -138,14 +138,14 @@ def fictive_sample(
     """
     if isinstance(encoder, VAE):
         raise InvalidTypeError("encoder must map images to q(Z | x), got the whole VAE; pass vae.encoder")
-    if memory is not None and step_size is None:
-        step_size = radius / 2
-    attack = Attack(radius, steps, step_size, bounds=bounds)
+    remembered_step = None if memory is None else radius / 2
+    attack = Attack(radius, steps, remembered_step if step_size is None else step_size, bounds=bounds)
     with torch.inference_mode(False):
         x = _checked_images(x, attack)
+        check_memory(memory, x, radius)
         start = _random_start(x, attack, generator)
         if memory is not None:
-            start = torch.clamp(memory.recall(x, start), *attack.box(x))
+            start = torch.clamp(memory.recall(_wide(x), start), *attack.box(_wide(x)))
         with left_unchanged(encoder, x.device), _precision(attack_dtype, x.device):
             if q_x is None:
                 with torch.enable_grad():  # see _value

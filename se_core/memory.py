@@ -4,10 +4,12 @@ The paper attacks each image anew with twenty steps. Here each image keeps x' - 
 the attack goes on from there with one or two: between two visits the encoder changes little.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from se_core.errors import InvalidValueError
+from se_core.errors import InvalidTypeError, InvalidValueError
 
 _LEVELS = 127
 
@@ -20,8 +22,10 @@ class SelectionMemory:
     """
 
     def __init__(self, images: int, shape: tuple[int, ...], radius: float, device: torch.device | str = "cpu") -> None:
-        if not radius > 0:
-            raise InvalidValueError(f"radius={radius} must be > 0: without a neighbour there is nothing to remember")
+        if not (math.isfinite(radius) and radius > 0):
+            raise InvalidValueError(
+                f"radius={radius} must be finite and > 0: without a neighbour nothing is remembered"
+            )
         self.radius = radius
         self.levels = torch.zeros(images, *shape, dtype=torch.int8, device=device)
         self.seen = torch.zeros(images, dtype=torch.bool, device=device)
@@ -45,14 +49,32 @@ class Remembered:
     def __init__(self, memory: SelectionMemory, index: Tensor) -> None:
         self.memory, self.index = memory, index
 
+    def check(self, x: Tensor, radius: float) -> None:
+        """Refuse, with an InvalidValueError, images or a radius that are not those remembered."""
+        shape = (*self.index.shape, *self.memory.levels.shape[1:])
+        if x.shape != shape:
+            raise InvalidValueError(f"memory[index] is of images of shape {shape}, got x of shape {tuple(x.shape)}")
+        if radius != self.memory.radius:
+            raise InvalidValueError(f"memory is of radius {self.memory.radius}, got radius={radius}; make another one")
+
     def recall(self, x: Tensor, start: Tensor) -> Tensor:
         """Where the attack on x (B, C, H, W) goes on from; `start` for images never seen."""
         step = self.memory.radius / _LEVELS
         remembered = x + step * self.memory.levels[self.index].to(x.dtype)
-        return torch.where(self.memory.seen[self.index].reshape(-1, 1, 1, 1), remembered, start)
+        return torch.where(self.memory.seen[self.index].reshape(-1, *[1] * (x.dim() - 1)), remembered, start)
 
     def keep(self, x: Tensor, x_prime: Tensor) -> None:
         """Remember x' - x."""
         step = self.memory.radius / _LEVELS
-        self.memory.levels[self.index] = ((x_prime - x) / step).round().to(torch.int8)
+        levels = ((x_prime.float() - x.float()) / step).round().clamp(-_LEVELS, _LEVELS)
+        self.memory.levels[self.index] = levels.to(torch.int8)
         self.memory.seen[self.index] = True
+
+
+def check_memory(memory: Remembered | None, x: Tensor, radius: float) -> None:
+    """Refuse what is not the memory of these images: InvalidTypeError, or InvalidValueError as `Remembered.check`."""
+    if memory is not None and not isinstance(memory, Remembered):
+        kind = type(memory).__name__
+        raise InvalidTypeError(f"memory must be what a SelectionMemory holds of x, got {kind}; pass memory[index]")
+    if memory is not None:
+        memory.check(x, radius)

@@ -64,15 +64,27 @@ class PinnedEncoder(nn.Module):
         """q(Z | x), and the encoder of neighbours of x, which measures them by the statistics of x."""
         if not self.training:
             return self(x), self
+        if len(x) < 2:
+            raise InvalidValueError(
+                f"x must hold at least two images, of which a pinned encoder in training takes its statistics, got "
+                f"{len(x)}; leave out the last, incomplete batch, or call .eval()"
+            )
         mean, log_var = self.layers(x).chunk(2, dim=-1)
         variance, centre = torch.var_mean(mean, 0, unbiased=False)
-        scale = (variance + self.norm.eps).rsqrt()
+        neighbours = _NeighbourEncoder(self.layers, centre, (variance + self.norm.eps).rsqrt())
+        return DiagonalGaussian(self.norm(mean), log_var), neighbours
 
-        def encode(x_prime: Tensor) -> DiagonalGaussian:
-            mean, log_var = self.layers(x_prime).chunk(2, dim=-1)
-            return DiagonalGaussian((mean - centre) * scale, log_var)
 
-        return DiagonalGaussian(self.norm(mean), log_var), encode
+class _NeighbourEncoder(nn.Module):
+    """A pinned encoder with the statistics of one batch; a module, so that an attack can find its buffers."""
+
+    def __init__(self, layers: nn.Sequential, centre: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.layers, self.centre, self.scale = layers, centre, scale
+
+    def forward(self, x: Tensor) -> DiagonalGaussian:
+        mean, log_var = self.layers(x).chunk(2, dim=-1)
+        return DiagonalGaussian((mean - self.centre) * self.scale, log_var)
 
 
 class FullEncoder(nn.Module):
@@ -198,10 +210,13 @@ class VAE(nn.Module):
         return self.encoder(x)
 
     def encode_around(self, x: Tensor) -> tuple[Gaussian, Callable[[Tensor], Gaussian]]:
-        """q(Z | X = x), and the encoder to use for neighbours x' of x: another one only if the scale is pinned."""
-        if isinstance(self.encoder, PinnedEncoder):
-            return self.encoder.encode_around(x)
-        return self.encoder(x), self.encoder
+        """q(Z | X = x), and the encoder to use for neighbours x' of x: another one only if the scale is pinned.
+
+        A training step that serves every encoder: `q, encode = vae.encode_around(x)`, `fictive_sample(encode, x, ...,
+        q_x=q)`, `se_elbo(x, q, encode(x_prime), ...)`.
+        """
+        around = getattr(self.encoder, "encode_around", None)  # of a wrapped encoder, or of somebody's own, too
+        return around(x) if around else (self.encoder(x), self.encoder)
 
     def decode(self, z: Tensor) -> Tensor:
         """g(z; theta), the mean image (B, C, 28, 28) of p(X | Z = z)."""
@@ -239,7 +254,7 @@ def build_vae(
 
     architecture: "mlp" (as in the paper) or "conv" (our layout); covariance of q(Z | X): "diagonal" (section 6) or
     "full"; initialisation: "variance-preserving", with log-variances that begin around -4, or "pytorch"; scale of the
-    means: "free" (as in the paper) or "pinned" (`PinnedEncoder`). Raises
+    means: "free" (as in the paper) or "pinned" (`PinnedEncoder`; train it with `VAE.encode_around`). Raises
     InvalidValueError for an unknown name, and for fewer than one channel or latent.
     """
     for name, value, choices in (

@@ -53,7 +53,7 @@ def _parser() -> ArgumentParser:
     figure1.add_argument("--out", type=Path | None, default=None, help="output folder; runs/figure1-PROFILE if absent")
     figure1.add_argument("--workers", type=int, default=_cores(), help="processes, of one thread each")
     for field in fields(RunConfig):
-        if field.name not in ("dataset", "architecture", "method", "seed", "latent_dim"):  # the figure's own
+        if field.name not in ("dataset", "architecture", "method", "seed", "latent_dim", "scale"):  # the figure's own
             kind: Any = field.type
             figure1.add_argument(f"--{field.name}", type=kind | None, default=None, help="of every run")
 

@@ -112,10 +112,13 @@ class RunConfig:
             )
         if self.covariance == "full" and self.scale == "pinned":
             raise InvalidValueError("scale='pinned' needs covariance='diagonal'")
+        if self.scale == "pinned" and self.batch_size < 2:
+            raise InvalidValueError("scale='pinned' takes its statistics of a batch; choose batch_size >= 2")
         if self.memory and not self.radius > 0:
             raise InvalidValueError(f"memory needs a radius > 0, got radius={self.radius}")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise InvalidValueError(f"device={self.device!r} is unknown; choose cpu, cuda or cuda:N")
+        if self.method != "se" and (self.memory or self.prior != "independent"):
+            raise InvalidValueError(f"memory and prior are the smooth encoder's; leave them for method={self.method!r}")
+        _check_device_name(self.device)
         if not -(2**63) <= self.seed < 2**63:
             raise InvalidValueError(f"seed={self.seed} must fit into 64 bits")
 
@@ -126,8 +129,11 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """What the method is called in records and pictures: "vae", "se", or "pinned"."""
-        return "pinned" if self.scale == "pinned" else self.method
+        """What the method is called in records and pictures: "vae", "se", "avae", or, of the pinned scale, "pinned" for
+        the smooth encoder and "pinned-vae" or "pinned-avae" for those without an adversary."""
+        if self.scale == "free":
+            return self.method
+        return "pinned" if self.method == "se" else f"pinned-{self.method}"
 
     @property
     def channels(self) -> int:
@@ -179,12 +185,18 @@ class EvaluationConfig:
 
 def usable_device(name: str) -> torch.device:
     """The device of this name; InvalidValueError where this machine has none."""
+    _check_device_name(name)
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidValueError(
             f"device={name!r}: this torch ({torch.__version__}) finds no such GPU; use device='cpu'"
         )
     return device
+
+
+def _check_device_name(name: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InvalidValueError(f"device={name!r} is unknown; choose cpu, cuda or cuda:N")
 
 
 def digest(config: Any) -> str:

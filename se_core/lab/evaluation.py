@@ -51,6 +51,8 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     run = replace(run, device=device)
     train_data, test_data = images(run, "train"), images(run, config.split)
     check_data(folder, train_data.sha256)
+    if config.split == "validation" and not (folder / "data.json").exists():
+        raise CheckpointError(f"{folder} was trained by version 0.1.0, on the validation digits too; train it again")
     path = folder / f"evaluation-{digest(config)}.json"
     if _is_sound(path, test_data.sha256):
         return path

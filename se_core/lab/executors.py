@@ -57,8 +57,10 @@ class LocalProcesses:
         for config in configs:
             jobs.put(config)
         heard: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
-        team = [_Worker(jobs, evaluation, runs, heard) for _ in range(min(self.workers, len(configs)))]
+        team: list[_Worker] = []
         try:
+            for _ in range(min(self.workers, len(configs))):
+                team.append(_Worker(jobs, evaluation, runs, heard))
             finished = 0
             while finished < len(configs):
                 message = _next(heard)

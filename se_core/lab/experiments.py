@@ -107,8 +107,13 @@ def figure1_runs(profile: str, **overrides: Any) -> list[RunConfig]:
 
     def run(dataset: str, architecture: str, method: str, **fields: Any) -> RunConfig:
         settings = size.run | (size.conv if architecture == "conv" else {}) | METHODS[method] | overrides
-        return RunConfig(dataset=dataset, architecture=architecture, **fields, **settings)
+        try:
+            return RunConfig(dataset=dataset, architecture=architecture, **fields, **settings)
+        except InvalidValueError as error:
+            raise InvalidValueError(f"method {method!r} of Figure 1: {error}") from None
 
+    if "scale" in overrides:
+        raise InvalidValueError(f"scale={overrides['scale']!r} is what the methods of Figure 1 differ in; leave it")
     return [
         run(dataset, architecture, method, seed=seed, latent_dim=latent_dim)
         for seed in size.seeds
@@ -134,7 +139,9 @@ def train_and_evaluate(
     config: RunConfig, evaluation: EvaluationConfig, runs: Path, progress: Callable[[int], Any]
 ) -> Path:
     """One run from nothing, or from where it was left, to its `evaluation-*.json`."""
-    return evaluate(train(config, runs, progress=progress), evaluation, config.device)
+    # A memory makes a checkpoint as large as its images: it is written twenty times a run, and not every 500 steps.
+    checkpoint_every = max(500, config.iterations // 20) if config.memory else 500
+    return evaluate(train(config, runs, checkpoint_every, progress), evaluation, config.device)
 
 
 def run_all(

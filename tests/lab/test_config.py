@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_core.lab.config import RunConfig
+from se_core.lab.config import RunConfig, usable_device
 from se_core.lab.training import train
 
 
@@ -24,6 +24,11 @@ from se_core.lab.training import train
         ({"dataset": "cifar"}, "dataset='cifar' is unknown; choose one of mnist, colour-mnist"),
         ({"method": "SE"}, "method='SE' is unknown; choose one of vae, se, avae"),
         ({"covariance": "full", "compile": True}, "covariance='full' has no compiled"),
+        ({"covariance": "full", "scale": "pinned"}, "scale='pinned' needs covariance='diagonal'"),
+        ({"scale": "pinned", "batch_size": 1}, "choose batch_size >= 2"),
+        ({"memory": True, "radius": 0.0}, r"memory needs a radius > 0, got radius=0\.0"),
+        ({"memory": True, "method": "vae"}, "memory and prior are the smooth encoder's; leave them for method='vae'"),
+        ({"prior": "paired", "method": "avae"}, "leave them for method='avae'"),
         ({"batch_size": 8_335}, "batch_size=8335 exceeds the 8334 training images"),
     ],
 )
@@ -68,3 +73,22 @@ def test_equal_configurations_are_one(tmp_path: Path) -> None:
     for field, value in (("latent_dim", 8.0), ("seed", 1.5), ("gamma", "1"), ("compile", 1), ("batch_size", True)):
         with pytest.raises(TypeError, match=f"{field}=.* must be of type"):
             RunConfig(**{field: value})
+
+
+def test_a_method_without_an_adversary_is_never_called_a_smooth_encoder() -> None:
+    labels = {
+        (method, scale): RunConfig(method=method, scale=scale).label
+        for method in ("vae", "se", "avae")
+        for scale in ("free", "pinned")
+    }
+    assert len(set(labels.values())) == 6
+    assert labels["vae", "free"] == "vae"
+    assert labels["se", "pinned"] == "pinned"
+    assert labels["vae", "pinned"] == "pinned-vae"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", ""])
+def test_an_unknown_device_is_named_wherever_it_is_asked_for(name: str) -> None:
+    for ask in (lambda: RunConfig(device=name), lambda: usable_device(name)):
+        with pytest.raises(ValueError, match=f"device='{name}' is unknown; choose cpu, cuda or cuda:N"):
+            ask()

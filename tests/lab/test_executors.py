@@ -84,7 +84,11 @@ def _alive(pid: int) -> bool:
 
 def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        reproduce_command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        reproduce_command(tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit deafness
     )
     while not any((tmp_path / "runs").glob("*/config.json")):
         assert process.poll() is None

@@ -67,6 +67,13 @@ def test_methods_differ_in_themselves_alone(profile: str) -> None:
     }
 
 
+def test_what_the_methods_differ_in_is_not_for_every_run() -> None:
+    with pytest.raises(ValueError, match="scale='pinned' is what the methods of Figure 1 differ in; leave it"):
+        figure1_runs("tiny", scale="pinned")
+    with pytest.raises(ValueError, match=r"method 'pinned' of Figure 1: memory needs a radius > 0"):
+        figure1_runs("tiny", radius=0.0)
+
+
 def test_an_unknown_profile_names_the_choices() -> None:
     with pytest.raises(ValueError, match="profile='large' is unknown; choose one of tiny, small, paper"):
         figure1_runs("large")

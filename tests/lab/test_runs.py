@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,8 @@ def test_a_run_of_version_0_1_0_keeps_loading(tiny_config: Any, tmp_path: Path, 
     assert load_run(folder)[0] == tiny_config()
     assert train(tiny_config(), tmp_path) == folder
     config = EvaluationConfig(radii=(0.0,), test_images=10)
+    with pytest.raises(CheckpointError, match=r"by version 0\.1\.0, on the validation digits too"):
+        evaluate(folder, replace(config, split="validation"))
     path = evaluate(folder, config)
     new = path.read_bytes()
     content = json.loads(new)

@@ -90,6 +90,42 @@ def test_its_state_is_all_there_is(compiled: bool) -> None:
     assert torch.equal(memory.levels, other.levels)
 
 
-def test_a_memory_needs_a_ball() -> None:
-    with pytest.raises(ValueError, match=r"radius=0\.0 must be > 0"):
-        SelectionMemory(8, (3, 28, 28), 0.0)
+@pytest.mark.parametrize("radius", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_memory_needs_a_ball(radius: float) -> None:
+    with pytest.raises(ValueError, match=r"radius=.* must be finite and > 0"):
+        SelectionMemory(8, (3, 28, 28), radius)
+
+
+@pytest.mark.parametrize(
+    ("x", "radius", "index", "message"),
+    [
+        (
+            X[:1],
+            RADIUS,
+            torch.arange(8),
+            r"memory\[index\] is of images of shape \(8, 3, 28, 28\), got x of shape \(1, ",
+        ),
+        (X, RADIUS, torch.arange(1), r"of shape \(1, 3, 28, 28\), got x of shape \(8, 3, 28, 28\)"),
+        (X[:, :1], RADIUS, torch.arange(8), r"got x of shape \(8, 1, 28, 28\)"),
+        (X, 0.5, torch.arange(8), r"memory is of radius 0\.2, got radius=0\.5"),
+    ],
+)
+def test_the_memory_of_other_images_is_refused(x: Tensor, radius: float, index: Tensor, message: str) -> None:
+    memory = SelectionMemory(8, (3, 28, 28), RADIUS)
+    with pytest.raises(ValueError, match=message):
+        fictive_sample(ENCODER, x, radius, 1, memory=memory[index])
+    assert not bool(memory.seen.any())
+
+
+def test_a_memory_without_an_index_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"got SelectionMemory; pass memory\[index\]"):
+        fictive_sample(ENCODER, X, RADIUS, 1, memory=SelectionMemory(8, (3, 28, 28), RADIUS))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_offsets_of_half_precision_images_do_not_wrap(dtype: torch.dtype) -> None:
+    memory, x = SelectionMemory(8, (3, 28, 28), 0.3), X.to(dtype)
+    x_prime = (x.float() + 0.3 * (X - 0.5).sign()).to(dtype)
+    memory[torch.arange(8)].keep(x, x_prime)
+    recalled = memory[torch.arange(8)].recall(x.float(), X)
+    assert float((recalled - x_prime.float()).abs().max()) < 0.01

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from se_core.attacks import fictive_sample
-from se_core.networks import ARCHITECTURES, build_vae
+from se_core.networks import ARCHITECTURES, PinnedEncoder, build_vae
 
 IMAGES = {1: torch.rand(6, 1, 28, 28), 3: torch.rand(6, 3, 28, 28)}
 
@@ -246,3 +246,31 @@ def test_around_a_free_encoder_is_the_encoder() -> None:
 def test_a_pinned_scale_is_of_diagonal_covariances() -> None:
     with pytest.raises(ValueError, match="scale='pinned' needs covariance='diagonal'"):
         build_vae("mlp", 1, 8, "full", scale="pinned")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's compiler, of itself
+def test_an_attack_leaves_the_buffers_of_a_pinned_encoder_s_layers_alone() -> None:
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 16))
+    x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    encoder = PinnedEncoder(layers, 8).train()
+    q, encode = encoder.encode_around(x)
+    before = {name: b.clone() for name, b in encoder.named_buffers()}
+    for compiled in (False, True):
+        fictive_sample(encode, x, 0.1, 3, q_x=q, compiled=compiled)
+        assert all(torch.equal(b, before[name]) for name, b in encoder.named_buffers())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_wrapped_pinned_encoder_is_still_one() -> None:
+    x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    vae, wrapped = (build_vae("mlp", 1, 8, scale="pinned").train() for _ in range(2))
+    wrapped.encoder = torch.compile(wrapped.encoder, backend="eager")
+    shifted = (x + 0.1).clamp(0, 1)
+    assert torch.equal(wrapped.encode_around(x)[1](shifted).mean, vae.encode_around(x)[1](shifted).mean)
+
+
+def test_a_batch_of_one_has_no_statistics() -> None:
+    vae = build_vae("mlp", 1, 8, scale="pinned")
+    with pytest.raises(ValueError, match=r"at least two images, .* got 1; leave out the last, incomplete batch"):
+        vae.train().encode_around(IMAGES[1][:1])
+    assert vae.eval().encode_around(IMAGES[1][:1])[0].mean.shape == (1, 8)
