@@ -7,7 +7,6 @@ judged on the same test digits. An encoder that is not above them knows nothing 
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from se_core.lab.evaluation import BATCH, CLASSES, accuracy_against_radius, fit_
 from se_core.lab.executors import configure_process
 from se_core.lab.experiments import PANELS, PROFILES, Panel, figure1_runs
 from se_core.lab.runs import images
-from se_core.lab.storage import provenance, write_atomically
+from se_core.lab.storage import provenance, write_json
 
 
 def principal_components(pixels: Tensor, components: int) -> nn.Linear:
@@ -67,7 +66,7 @@ def main() -> None:
     rows = [row for p in PANELS for row in records(p, runs[p.dataset, p.architecture], evaluation)]
     if arguments.out:
         header = {"provenance": provenance(), "profile": arguments.profile, "evaluation": asdict(evaluation)}
-        write_atomically(arguments.out, json.dumps(header | {"records": rows}, indent=1).encode())
+        write_json(arguments.out, header | {"records": rows})
 
 
 if __name__ == "__main__":

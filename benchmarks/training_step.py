@@ -6,7 +6,6 @@ thread on the CPU; `--device cuda` measures the same on a GPU.
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from se_core.datasets import load
 from se_core.lab.config import RunConfig
-from se_core.lab.storage import provenance, write_atomically
+from se_core.lab.storage import provenance, write_json
 from se_core.lab.training import derived_generator, make_optimiser, training_step
 from se_core.memory import SelectionMemory
 from se_core.networks import VAE, WIDTH, build_vae
@@ -160,7 +159,7 @@ def main() -> None:
     if arguments.out:
         record = {"provenance": provenance(device), "peak_gflops": peak / 1e9, "rows": rows}
         record["remembered_step_against_vae"] = round(against_vae, 2)
-        write_atomically(arguments.out, json.dumps(record, indent=1).encode())
+        write_json(arguments.out, record)
 
 
 if __name__ == "__main__":

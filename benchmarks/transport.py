@@ -8,7 +8,6 @@ float64. OTT-JAX, where it is installed, is given 16 examples, and its time scal
 
 import argparse
 import importlib.util
-import json
 import math
 import os
 import statistics
@@ -25,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from se_core.gaussians import DiagonalGaussian, FullGaussian
-from se_core.lab.storage import provenance, write_atomically
+from se_core.lab.storage import provenance, write_json
 from se_core.transport import coupling, entropic_cost, entropic_w2_squared, w2_squared
 
 BATCH, OTT_BATCH, GAMMA = 1024, 16, 1.0
@@ -214,7 +213,7 @@ def main() -> None:
     if arguments.out:
         record = {"provenance": provenance(arguments.device), "batch": BATCH, "rows": rows}
         record["psi"] = {"ours": psi, "as printed": printed}
-        write_atomically(arguments.out, json.dumps(record, indent=1).encode())
+        write_json(arguments.out, record)
 
 
 if __name__ == "__main__":

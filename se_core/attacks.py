@@ -22,6 +22,7 @@ from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.gaussians import Gaussian, as_gaussian
 from se_core.memory import Remembered, check_memory
 from se_core.networks import VAE
+from se_core.objectives import check_images
 from se_core.transport import w2_squared
 
 Objective = Callable[[Tensor], Tensor]
@@ -275,11 +276,7 @@ def _inside(x_prime: Tensor, x: Tensor, attack: Attack) -> Tensor:
 
 
 def _checked_images(x: Tensor, attack: Attack) -> Tensor:
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidTypeError(
-            f"x must hold floating-point pixels, got {kind}; scale images to [0, 1] (divide uint8 by 255)"
-        )
+    check_images(x)
     low, high = attack.bounds
     if x.device.type == "cpu" and x.numel() and not (float(x.min()) >= low and float(x.max()) <= high):
         raise InvalidValueError(

@@ -181,7 +181,7 @@ def _elbo_and_its_draw(
     generator: torch.Generator | None,
 ) -> tuple[ElboTerms, Tensor, Tensor]:
     """The ELBO, the z at which its likelihood was taken, and the mean image there."""
-    _check_images(x)
+    check_images(x)
     _check_noise_variance(noise_variance, x)
     q = _one_for_each_image("q", q, x)
     z = reparameterised_sample(q, generator)
@@ -210,7 +210,8 @@ def _decoded(decoder: Decoder, z: Tensor, x: Tensor) -> Tensor:
     return mean
 
 
-def _check_images(x: Tensor) -> None:
+def check_images(x: Tensor) -> None:
+    """Refuse, with an InvalidTypeError, what holds no floating-point pixels."""
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise InvalidTypeError(

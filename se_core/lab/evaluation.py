@@ -4,7 +4,6 @@ The threat model: the attacker knows encoder and probe, and may change every pix
 [0, 1]. The probe is a multinomial logistic regression on the raw means of the encoder, fitted on clean images.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -19,7 +18,7 @@ from se_core.datasets import COLOURS, DigitImages
 from se_core.errors import SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
 from se_core.lab.runs import check_data, images, load_run
-from se_core.lab.storage import CheckpointError, provenance, read_json, write_atomically
+from se_core.lab.storage import CheckpointError, provenance, read_json, write_json
 from se_core.lab.training import derived_generator
 from se_core.networks import VAE
 from se_core.objectives import elbo
@@ -78,7 +77,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
         "records": records,
         "diagnostics": diagnostics(vae, encode_means(vae, test_data, n), x, run.noise_variance, run.radius, run.seed),
     }
-    write_atomically(path, json.dumps(result, indent=1).encode())
+    write_json(path, result)
     return path
 
 

@@ -5,7 +5,6 @@ optimiser, schedule, number of steps, probe) are the same in all of them. Runs a
 (`se_core.lab.executors`) decides where they run.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -21,7 +20,7 @@ from se_core.errors import InvalidValueError
 from se_core.lab.config import EvaluationConfig, RunConfig, usable_device
 from se_core.lab.evaluation import evaluate
 from se_core.lab.runs import load_run
-from se_core.lab.storage import exclusive, provenance, read_json, write_atomically
+from se_core.lab.storage import exclusive, provenance, read_json, write_json
 from se_core.lab.training import Interrupted, train
 from se_core.networks import VAE
 
@@ -220,7 +219,7 @@ def reproduce(profile: str, out: Path, execute: Executor, **overrides: Any) -> d
             "records": [record for evaluation in evaluations for record in evaluation["records"]],
             "diagnostics": [evaluation["diagnostics"] for evaluation in evaluations],
         }
-        write_atomically(out / "results.json", json.dumps(results, indent=1).encode())
+        write_json(out / "results.json", results)
     return results
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from se_core.lab.storage import (
     read_json,
     read_tensors,
     write_atomically,
+    write_json,
     write_tensors,
 )
 from se_core.networks import VAE, build_vae
@@ -114,7 +114,7 @@ class Run:
             "data_sha256": self.data_sha256,
             "provenance": self.provenance,
         }
-        _write_json(self.folder / "finished.json", record)
+        write_json(self.folder / "finished.json", record)
         self._remove(self.checkpoints())
 
     def _remove(self, checkpoints: list[Path]) -> None:
@@ -134,8 +134,8 @@ def opened(config: RunConfig, runs: Path, data_sha256: str) -> Iterator[Run]:
     with exclusive(run.folder):
         check_data(run.folder, data_sha256)
         if not (run.folder / "finished.json").exists():
-            _write_json(run.folder / "config.json", asdict(config))
-            _write_json(run.folder / "data.json", {"train": data_sha256})
+            write_json(run.folder / "config.json", asdict(config))
+            write_json(run.folder / "data.json", {"train": data_sha256})
         yield run
 
 
@@ -203,7 +203,3 @@ def _logged_step(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return 0
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=1).encode())

@@ -68,6 +68,11 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing or damaged ({error}); run the same command again") from error
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, whole or not at all. Raises StorageError."""
+    write_atomically(path, json.dumps(content, indent=1).encode())
+
+
 def checksum_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
