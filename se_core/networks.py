@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from se_core._batch_last import Layers
 from se_core.errors import InvalidValueError
 from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian
 
@@ -149,7 +150,7 @@ def conv_encoder(channels: int, outputs: int) -> nn.Sequential:
     widths = [channels, 8, 16, 32, 64]
     for fan_in, fan_out, kernel in zip(widths[:-1], widths[1:], (4, 4, 3, 3), strict=True):
         layers += [nn.Conv2d(fan_in, fan_out, kernel, stride=2, padding=1, **_CPU), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, outputs, **_CPU))
+    return Layers(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, outputs, **_CPU))
 
 
 def conv_decoder(channels: int, latent_dim: int) -> Decoder:
