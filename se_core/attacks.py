@@ -144,9 +144,7 @@ def fictive_sample(
     with torch.inference_mode(False):
         x = _checked_images(x, attack)
         check_memory(memory, x, radius)
-        start = _random_start(x, attack, generator)
-        if memory is not None:
-            start = torch.clamp(memory.recall(_wide(x), start), *attack.box(_wide(x)))
+        start = _random_start(x, attack, generator) if memory is None else memory.recall(_wide(x))
         with left_unchanged(encoder, x.device), _precision(attack_dtype, x.device):
             if q_x is None:
                 with torch.enable_grad():  # see _value
@@ -191,6 +189,7 @@ class _Found(NamedTuple):
 
 def _last_point(objective: Objective, x: Tensor, x_prime: Tensor, attack: Attack) -> Tensor:
     box = attack.box(x)
+    x_prime = torch.clamp(x_prime, *box)  # what a memory keeps is rounded
     for _ in range(attack.steps):
         _, gradient = _value_and_gradient(objective, x_prime)
         x_prime = torch.clamp(x_prime + attack.stride * gradient.sign(), *box)

@@ -17,30 +17,38 @@ _LEVELS = 127
 class SelectionMemory:
     """x' - x for each image of a training set, in multiples of radius / 127: a byte a pixel, a quarter of float32.
 
+    It begins with a uniform point of each image's ball, drawn from `generator`, a generator on `device`.
+
     images: how many; shape: of one, (C, H, W); radius: the selection radius, in the units of the pixels.
     `memory[index]` is what `fictive_sample` takes, for the images at `index` (B,) int64.
     """
 
-    def __init__(self, images: int, shape: tuple[int, ...], radius: float, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        images: int,
+        shape: tuple[int, ...],
+        radius: float,
+        device: torch.device | str = "cpu",
+        generator: torch.Generator | None = None,
+    ) -> None:
         if not (math.isfinite(radius) and radius > 0):
             raise InvalidValueError(
                 f"radius={radius} must be finite and > 0: without a neighbour nothing is remembered"
             )
         self.radius = radius
-        self.levels = torch.zeros(images, *shape, dtype=torch.int8, device=device)
-        self.seen = torch.zeros(images, dtype=torch.bool, device=device)
+        size = (images, *shape)
+        self.levels = torch.randint(-_LEVELS, _LEVELS + 1, size, generator=generator, dtype=torch.int8, device=device)
 
     def __getitem__(self, index: Tensor) -> "Remembered":
         return Remembered(self, index)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: `levels` and `seen`."""
-        return {"levels": self.levels, "seen": self.seen}
+        """What a checkpoint holds: `levels`."""
+        return {"levels": self.levels}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The reverse of `state_dict`."""
         self.levels.copy_(state["levels"])
-        self.seen.copy_(state["seen"])
 
 
 class Remembered:
@@ -57,18 +65,15 @@ class Remembered:
         if radius != self.memory.radius:
             raise InvalidValueError(f"memory is of radius {self.memory.radius}, got radius={radius}; make another one")
 
-    def recall(self, x: Tensor, start: Tensor) -> Tensor:
-        """Where the attack on x (B, C, H, W) goes on from; `start` for images never seen."""
-        step = self.memory.radius / _LEVELS
-        remembered = x + step * self.memory.levels[self.index].to(x.dtype)
-        return torch.where(self.memory.seen[self.index].reshape(-1, *[1] * (x.dim() - 1)), remembered, start)
+    def recall(self, x: Tensor) -> Tensor:
+        """Where the attack on x (B, C, H, W) goes on from."""
+        return torch.add(x, self.memory.levels[self.index].to(x.dtype), alpha=self.memory.radius / _LEVELS)
 
     def keep(self, x: Tensor, x_prime: Tensor) -> None:
         """Remember x' - x."""
         step = self.memory.radius / _LEVELS
         levels = ((x_prime.float() - x.float()) / step).round().clamp(-_LEVELS, _LEVELS)
         self.memory.levels[self.index] = levels.to(torch.int8)
-        self.memory.seen[self.index] = True
 
 
 def check_memory(memory: Remembered | None, x: Tensor, radius: float) -> None:

@@ -22,24 +22,28 @@ def _moved(x_prime: Tensor) -> Tensor:
         return w2_squared(ENCODER(X), ENCODER(x_prime))
 
 
-def test_an_image_never_seen_starts_at_random_and_is_then_known() -> None:
-    memory, index = SelectionMemory(20, (3, 28, 28), RADIUS), torch.tensor([3, 1, 19, 0, 7, 5, 11, 2])
-    first = fictive_sample(ENCODER, X, RADIUS, 1, memory=memory[index], generator=_generator())
-    fresh = fictive_sample(ENCODER, X, RADIUS, 1, step_size=RADIUS / 2, generator=_generator())
-    assert torch.equal(first, fresh)
-    assert torch.equal(memory.seen.nonzero()[:, 0], index.sort().values)
+def test_it_begins_anywhere_in_the_ball() -> None:
+    """Uniform on the 255 levels, to five standard errors: mean 0 and variance (255^2 - 1) / 12."""
+    memory, other = (SelectionMemory(400, (1, 28, 28), RADIUS, generator=_generator(seed)) for seed in (0, 1))
+    levels = memory.levels.double()
+    variance = (255**2 - 1) / 12
+    assert abs(float(levels.mean())) < 5 * (variance / levels.numel()) ** 0.5
+    assert abs(float(levels.var()) / variance - 1) < 5 * (0.8 / levels.numel()) ** 0.5  # kurtosis of the uniform: 1.8
+    assert (int(levels.min()), int(levels.max())) == (-127, 127)
+    assert not torch.equal(memory.levels, other.levels)
 
 
 def test_the_attack_goes_on_from_where_it_ended() -> None:
     """Two visits of one step find what one visit of two steps finds, to the rounding of a byte."""
-    memory, index = SelectionMemory(8, (3, 28, 28), RADIUS), torch.arange(8)
-    once = fictive_sample(ENCODER, X, RADIUS, 2, step_size=RADIUS / 2, generator=_generator())
+    memory, same = (SelectionMemory(8, (3, 28, 28), RADIUS, generator=_generator()) for _ in range(2))
+    index = torch.arange(8)
+    once = fictive_sample(ENCODER, X, RADIUS, 2, memory=same[index])
     for visit in range(2):
         twice = fictive_sample(ENCODER, X, RADIUS, 1, memory=memory[index], generator=_generator(visit))
-    torch.testing.assert_close(_moved(twice), _moved(once), rtol=0.02, atol=0)
+    torch.testing.assert_close(_moved(twice), _moved(once), rtol=0.05, atol=0)
     for visit in range(2, 12):
         later = fictive_sample(ENCODER, X, RADIUS, 1, memory=memory[index], generator=_generator(visit))
-    assert bool((_moved(later) > _moved(twice)).all())
+    assert float((_moved(later) / _moved(twice)).mean()) > 1.05
 
 
 def test_each_image_remembers_its_own() -> None:
@@ -51,20 +55,19 @@ def test_each_image_remembers_its_own() -> None:
     for part in order.split(3):
         apart[part].keep(X[part], X[part] + delta[part])
     assert torch.equal(together.levels, apart.levels)
-    start = torch.zeros_like(X)
-    assert torch.equal(together[order].recall(X[order], start), apart[torch.arange(8)].recall(X, start)[order])
+    assert torch.equal(together[order].recall(X[order]), apart[torch.arange(8)].recall(X)[order])
 
 
 def test_a_byte_a_pixel_keeps_a_hundred_and_twenty_seventh_of_the_radius() -> None:
     memory = SelectionMemory(8, (3, 28, 28), RADIUS)
     x_prime = X + RADIUS * (2 * torch.rand(X.shape, generator=_generator()) - 1)
     memory[torch.arange(8)].keep(X, x_prime)
-    recalled = memory[torch.arange(8)].recall(X, torch.zeros_like(X))
+    recalled = memory[torch.arange(8)].recall(X)
     assert float((recalled - x_prime).abs().max()) <= RADIUS / 127 / 2 + 1e-6
     assert memory.levels.nbytes == X.nbytes / 4
     corner = X + RADIUS * (X - 0.5).sign()
     memory[torch.arange(8)].keep(X, corner)
-    torch.testing.assert_close(memory[torch.arange(8)].recall(X, X), corner, rtol=0, atol=1e-6)  # the faces are exact
+    torch.testing.assert_close(memory[torch.arange(8)].recall(X), corner, rtol=0, atol=1e-6)  # the faces are exact
 
 
 def test_what_is_found_stays_in_the_ball_and_in_the_range_of_pixels() -> None:
@@ -112,9 +115,10 @@ def test_a_memory_needs_a_ball(radius: float) -> None:
 )
 def test_the_memory_of_other_images_is_refused(x: Tensor, radius: float, index: Tensor, message: str) -> None:
     memory = SelectionMemory(8, (3, 28, 28), RADIUS)
+    before = memory.levels.clone()
     with pytest.raises(ValueError, match=message):
         fictive_sample(ENCODER, x, radius, 1, memory=memory[index])
-    assert not bool(memory.seen.any())
+    assert torch.equal(memory.levels, before)
 
 
 def test_a_memory_without_an_index_is_refused() -> None:
@@ -127,5 +131,5 @@ def test_the_offsets_of_half_precision_images_do_not_wrap(dtype: torch.dtype) ->
     memory, x = SelectionMemory(8, (3, 28, 28), 0.3), X.to(dtype)
     x_prime = (x.float() + 0.3 * (X - 0.5).sign()).to(dtype)
     memory[torch.arange(8)].keep(x, x_prime)
-    recalled = memory[torch.arange(8)].recall(x.float(), X)
+    recalled = memory[torch.arange(8)].recall(x.float())
     assert float((recalled - x_prime.float()).abs().max()) < 0.01
