@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from se_core.datasets import load
 from se_core.lab.config import RunConfig
+from se_core.lab.steps import derived_generator, make_optimiser, training_step
 from se_core.lab.storage import provenance, write_json
-from se_core.lab.training import derived_generator, make_optimiser, training_step
 from se_core.memory import SelectionMemory
 from se_core.networks import VAE, WIDTH, build_vae
 from se_core.objectives import se_elbo

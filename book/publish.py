@@ -64,6 +64,27 @@ def floor_table(results: dict[str, Any], floor: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One set of results of those of several slices of a profile."""
+    provenances = [part["provenance"] for part in parts]
+    if len({p["profile"] for p in provenances}) != 1 or any(
+        p["evaluation"] != provenances[0]["evaluation"] for p in provenances
+    ):
+        raise ValueError("the parts must be slices of one profile, evaluated alike")
+    if len(runs := [run for p in provenances for run in p["runs"]]) != len({json.dumps(run) for run in runs}):
+        raise ValueError("the parts must be different slices; a run is in two of them")
+    return {
+        "provenance": provenances[0]
+        | {
+            "seeds": sorted({seed for p in provenances for seed in p["seeds"]}),
+            "runs": runs,
+            "wall_s": round(sum(p["wall_s"] for p in provenances), 1),
+            "training_commits": sorted({commit for p in provenances for commit in p["training_commits"]}),
+            "training_wall_s": round(sum(p["training_wall_s"] for p in provenances), 1),
+        }
+    } | {key: [row for part in parts for row in part[key]] for key in ("records", "diagnostics", "along_the_way")}
+
+
 def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 

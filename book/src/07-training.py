@@ -17,7 +17,7 @@ from se_core import build_vae, load
 from se_core.lab.config import RunConfig
 from se_core.lab.evaluation import encode_means
 from se_core.lab.figures import METHODS, STYLE
-from se_core.lab.training import derived_generator, make_optimiser, training_step
+from se_core.lab.steps import derived_generator, make_optimiser, training_step
 from se_core.objectives import ElboTerms, gaussian_log_likelihood, se_elbo
 from se_core.transport import entropic_cost
 

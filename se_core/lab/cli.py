@@ -17,7 +17,7 @@ from se_core.errors import SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import evaluate
 from se_core.lab.executors import LocalProcesses, configure_process
-from se_core.lab.experiments import PROFILES, examples, figure1_runs, reproduce, row
+from se_core.lab.experiments import PANEL_LETTERS, PROFILES, examples, figure1_runs, reproduce, row
 from se_core.lab.figures import draw, table
 from se_core.lab.training import Interrupted, train
 
@@ -47,23 +47,37 @@ def _parser() -> ArgumentParser:
     evaluation.add_class_arguments(EvaluationConfig)
     evaluation.add_argument("--device", type=str, default="cpu")
 
-    figure1 = _command("Figure 1 of the paper, end to end; the same command continues.")
-    figure1.add_argument("--config", action="config", help="a YAML file with any of the options below")
-    figure1.add_argument("--profile", type=str, default="small", help=f"one of {', '.join(PROFILES)}")
-    figure1.add_argument("--out", type=Path | None, default=None, help="output folder; runs/figure1-PROFILE if absent")
-    figure1.add_argument("--workers", type=int, default=_cores(), help="processes, of one thread each")
-    for field in fields(RunConfig):
-        if field.name not in ("dataset", "architecture", "method", "seed", "latent_dim", "scale"):  # the figure's own
-            kind: Any = field.type
-            figure1.add_argument(f"--{field.name}", type=kind | None, default=None, help="of every run")
-
     parser = ArgumentParser(prog="se-core", description="Smooth encoders: train, attack, compare.", allow_abbrev=False)
     commands = parser.add_subcommands()
     commands.add_subcommand("data", data)
     commands.add_subcommand("train", training)
     commands.add_subcommand("evaluate", evaluation)
-    commands.add_subcommand("reproduce", figure1)
+    commands.add_subcommand("reproduce", _reproduction())
     return parser
+
+
+def _reproduction() -> ArgumentParser:
+    figure1 = _command("Figure 1 of the paper, end to end; the same command continues.")
+    figure1.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    figure1.add_argument("--profile", type=str, default="small", help=f"one of {', '.join(PROFILES)}")
+    figure1.add_argument("--panels", type=str, default=PANEL_LETTERS, help="letters of the panels to reproduce")
+    figure1.add_argument("--seeds", type=list[int] | None, default=None, help="some of the profile's, as [0,1]; all")
+    figure1.add_argument("--out", type=Path | None, default=None, help="output folder; runs/figure1-PROFILE if absent")
+    figure1.add_argument("--workers", type=int, default=_cores(), help="processes, of one thread each")
+    for field in fields(RunConfig):
+        if field.name not in (
+            "dataset",
+            "architecture",
+            "method",
+            "seed",
+            "latent_dim",
+            "scale",
+            "beta",
+        ):  # the figure's own
+            kind: Any = field.type
+            figure1.add_argument(f"--{field.name}", type=kind | None, default=None, help="of every run")
+
+    return figure1
 
 
 def _prepared(command: str, arguments: Namespace) -> Callable[[], None]:
@@ -82,6 +96,7 @@ def _prepared(command: str, arguments: Namespace) -> Callable[[], None]:
         case _:
             names = {field.name for field in fields(RunConfig)} & set(arguments.keys())
             overrides = {name: arguments[name] for name in names if arguments[name] is not None}
+            overrides |= {"panels": arguments.panels, "seeds": arguments.seeds}
             figure1_runs(arguments.profile, **overrides)
             out = arguments.out or Path("runs") / f"figure1-{arguments.profile}"
             return partial(
@@ -105,7 +120,7 @@ def _reproduce(profile: str, out: Path, execute: LocalProcesses, overrides: dict
     results = reproduce(profile, out, execute, **overrides)
     draw(results, examples(results, out), out)
     print(table(results))
-    print(f"\n{out}/figure1.png  {out}/attacked_digits.png  {out}/results.json")
+    print("\n" + "  ".join(str(path) for path in (*sorted(out.glob("*.png")), out / "results.json")))
 
 
 def _underscored(argument: str) -> str:

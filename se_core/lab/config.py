@@ -20,7 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": ARCHITECTURES,
     "covariance": COVARIANCES,
     "initialisation": INITIALISATIONS,
-    "method": ("vae", "se", "avae"),
+    "method": ("vae", "se", "avae", "classifier"),
     "prior": ("independent", "paired"),
     "divergence": ("w2_squared", "entropic_cost"),
     "optimiser": ("adam", "sgd"),
@@ -42,10 +42,11 @@ class RunConfig:
         latent_dim: dimension D_z of the representation.
         covariance: of q(Z | X), "diagonal" as in section 6, or "full".
         initialisation: "variance-preserving" or "pytorch".
-        method: "vae" (the ELBO), "se" (the SE-ELBO) or "avae" (the autoencoding VAE, at the correlation of gamma).
+        method: "vae" (the ELBO), "se" (the SE-ELBO), "avae" (the autoencoding VAE, at the correlation of gamma), or
+            "classifier" (the ceiling: the encoder and a linear head, trained on the labels of the digits).
         gamma: coupling strength, >= 0.
-        radius: selection radius epsilon in pixels scaled to [0, 1].
-        attack_steps: budget L of the selection mechanism.
+        radius: selection radius epsilon in pixels scaled to [0, 1]; of a classifier, that of its adversary.
+        attack_steps: budget L of the selection mechanism; with 0 the neighbour is a random one.
         divergence: what the selection maximises, "w2_squared" or "entropic_cost".
         noise_variance: observation variance v > 0.
         iterations: number of training steps.
@@ -60,6 +61,7 @@ class RunConfig:
         memory: let the selection go on from where each image's last attack ended (ours), instead of starting anew.
         schedule: of the learning rate, "constant" or "cosine" to zero.
         prior: of the pair of latents in the SE-ELBO, "independent" as in the paper, or "paired" (ours).
+        beta: weight of the KL term of the VAE (Higgins et al., 2017).
 
     Raises InvalidTypeError and InvalidValueError, which name the field, its value, and the choices.
     """
@@ -89,6 +91,7 @@ class RunConfig:
     memory: bool = False
     schedule: str = "constant"
     prior: str = "independent"
+    beta: float = 1.0
 
     def __post_init__(self) -> None:
         _declare_types(self)
@@ -97,15 +100,21 @@ class RunConfig:
                 raise InvalidValueError(
                     f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}"
                 )
-        for name in ("latent_dim", "attack_steps", "iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("gamma", "radius"):
+        for name, least in (("latent_dim", 1), ("attack_steps", 0), ("iterations", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InvalidValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("gamma", "radius", "beta"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InvalidValueError(f"{name}={getattr(self, name)} must be a finite number >= 0")
         for name in ("noise_variance", "learning_rate"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InvalidValueError(f"{name}={getattr(self, name)} must be a finite number > 0")
+        self._check_what_belongs_together()
+        _check_device_name(self.device)
+        if not -(2**63) <= self.seed < 2**63:
+            raise InvalidValueError(f"seed={self.seed} must fit into 64 bits")
+
+    def _check_what_belongs_together(self) -> None:
         if self.covariance == "full" and (self.compile or self.attack_dtype != "float32"):
             raise InvalidValueError(
                 "covariance='full' has no compiled and no bfloat16 attack; leave compile and attack_dtype"
@@ -114,13 +123,21 @@ class RunConfig:
             raise InvalidValueError("scale='pinned' needs covariance='diagonal'")
         if self.scale == "pinned" and self.batch_size < 2:
             raise InvalidValueError("scale='pinned' takes its statistics of a batch; choose batch_size >= 2")
-        if self.memory and not self.radius > 0:
-            raise InvalidValueError(f"memory needs a radius > 0, got radius={self.radius}")
-        if self.method != "se" and (self.memory or self.prior != "independent"):
-            raise InvalidValueError(f"memory and prior are the smooth encoder's; leave them for method={self.method!r}")
-        _check_device_name(self.device)
-        if not -(2**63) <= self.seed < 2**63:
-            raise InvalidValueError(f"seed={self.seed} must fit into 64 bits")
+        if self.memory and not (self.radius > 0 and self.attack_steps > 0):
+            raise InvalidValueError(
+                f"memory needs a radius > 0 and attack_steps >= 1, got radius={self.radius}, "
+                f"attack_steps={self.attack_steps}"
+            )
+        for name, methods, default in (
+            ("memory", ("se", "classifier"), False),
+            ("prior", ("se",), "independent"),
+            ("beta", ("vae",), 1.0),
+        ):
+            if self.method not in methods and getattr(self, name) != default:
+                raise InvalidValueError(
+                    f"{name}={getattr(self, name)!r} is of method={' or '.join(map(repr, methods))}; leave it for "
+                    f"method={self.method!r}"
+                )
 
     @property
     def name(self) -> str:
@@ -129,11 +146,30 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """What the method is called in records and pictures: "vae", "se", "avae", or, of the pinned scale, "pinned" for
-        the smooth encoder and "pinned-vae" or "pinned-avae" for those without an adversary."""
+        """What the method is called in records and pictures: "vae" or "beta-vae"; "se", or what is left of it: without
+        an adversary "radius-0" or "random-neighbour"; ours, "remembered" (with a memory) and "paired"; "avae"; "labels"
+        or "adversarial-labels". The pinned scale goes before it; of the smooth encoder with both, "pinned" says all."""
+        match self.method:
+            case "vae":
+                name = "vae" if self.beta == 1 else "beta-vae"
+            case "classifier":
+                name = "adversarial-labels" if self.radius else "labels"
+            case "se":
+                name = self._label_of_se()
+            case _:
+                name = self.method
         if self.scale == "free":
-            return self.method
-        return "pinned" if self.method == "se" else f"pinned-{self.method}"
+            return name
+        return "pinned" if name in ("se", "remembered") else f"pinned-{name}"
+
+    def _label_of_se(self) -> str:
+        if self.radius == 0:
+            return "radius-0"
+        if self.attack_steps == 0:
+            return "random-neighbour"
+        if self.prior == "paired":
+            return "paired"
+        return "remembered" if self.memory else "se"
 
     @property
     def channels(self) -> int:
@@ -151,6 +187,7 @@ class EvaluationConfig:
         test_images: number of images, from the first of the split; 0 means all.
         l2: penalty of the probe, l2 / 2 times the squared norm of its weights, against the mean cross-entropy.
         split: "test" for what is published, "validation" for whatever is chosen.
+        along_the_way: judge the run on validation digits at 100, 200, 500, ... steps of its training, too.
 
     Raises InvalidTypeError and InvalidValueError, which name the field and its value.
     """
@@ -161,6 +198,7 @@ class EvaluationConfig:
     test_images: int = 1000
     l2: float = 1e-3
     split: str = "test"
+    along_the_way: bool = False
 
     def __post_init__(self) -> None:
         _declare_types(self)

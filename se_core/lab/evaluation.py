@@ -4,6 +4,7 @@ The threat model: the attacker knows encoder and probe, and may change every pix
 [0, 1]. The probe is a multinomial logistic regression on the raw means of the encoder, fitted on clean images.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,8 +19,8 @@ from se_core.datasets import COLOURS, DigitImages
 from se_core.errors import SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
 from se_core.lab.runs import check_data, images, load_run
+from se_core.lab.steps import derived_generator
 from se_core.lab.storage import CheckpointError, provenance, read_json, write_json
-from se_core.lab.training import derived_generator
 from se_core.networks import VAE
 from se_core.objectives import elbo
 from se_core.transport import w2_squared
@@ -40,9 +41,10 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     """Evaluate a finished run; returns its `evaluation-*.json`, written once and then reused.
 
     The file holds `records`, one per task and radius (dataset, architecture, task, method, seed, latent_dim, radius,
-    accuracy, n), and `diagnostics`; one that is damaged, of version 0.1.0 (whose attack returned its last point) or of
-    other test digits is written again. Raises CheckpointError, DataError (also where the training data have changed),
-    StorageError, ProbeNotConverged, and InvalidValueError for a device that is not there.
+    accuracy, n), `diagnostics`, and `along_the_way`, what `judge_on_the_way` found; one that is damaged, of version
+    0.1.0 (whose attack returned its last point) or of other test digits is written again. Raises CheckpointError,
+    DataError (also where the training data have changed), StorageError, ProbeNotConverged, and InvalidValueError for a
+    device that is not there.
     """
     usable_device(device)
     run, vae = load_run(folder)
@@ -60,7 +62,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     x = test_data.images(torch.arange(n, device=device))
     means = encode_means(vae, train_data)
     records = []
-    for task in ("digit",) if run.dataset == "mnist" else ("colour", "digit"):
+    for task in tasks(run):
         probe = fit_probe(means, train_data.labels(task), CLASSES[task], config.l2)
         curve = accuracy_against_radius(
             nn.Sequential(_Mean(vae.encoder), probe), x, test_data.labels(task)[:n], config, run.seed
@@ -75,10 +77,48 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
         "test_sha256": test_data.sha256,
         "provenance": provenance(device),
         "records": records,
-        "diagnostics": diagnostics(vae, encode_means(vae, test_data, n), x, run.noise_variance, run.radius, run.seed),
+        "diagnostics": diagnostics(vae, encode_means(vae, test_data, n), x, _noise_variance(run), run.radius, run.seed),
+        "along_the_way": milestones(folder),
     }
     write_json(path, result)
     return path
+
+
+def judge_on_the_way(run: RunConfig) -> Callable[[VAE], dict[str, Any]]:
+    """What `train` logs of a run now and then: the accuracy of its representation without and with a short attack, task
+    by task and radius by radius, and its diagnostics, on the first validation digits; the probe is fitted on the first
+    5,000 training images."""
+    short = EvaluationConfig(radii=(0.0, 0.05, 0.1), attack_steps=10, test_images=BATCH, split="validation")
+    known, held_out = images(run, "train"), images(run, "validation")
+    known, held_out = known.subset(0, min(5000, len(known))), held_out.subset(0, min(BATCH, len(held_out)))
+    x = held_out.images()
+
+    def judge(vae: VAE) -> dict[str, Any]:
+        means = encode_means(vae, known)
+        accuracy = {}
+        for task in tasks(run):
+            probe = fit_probe(means, known.labels(task), CLASSES[task], short.l2)
+            logits = nn.Sequential(_Mean(vae.encoder), probe)
+            accuracy[task] = accuracy_against_radius(logits, x, held_out.labels(task), short, run.seed)
+        found = diagnostics(vae, encode_means(vae, held_out), x, _noise_variance(run), run.radius, run.seed)
+        return {"validation": {"radii": short.radii, "accuracy": accuracy} | found}
+
+    return judge
+
+
+def milestones(folder: Path) -> list[dict[str, Any]]:
+    """The rows that `judge_on_the_way` left in a run's metrics, with their steps."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{"step": row["step"]} | row["validation"] for row in rows if "validation" in row]
+
+
+def tasks(run: RunConfig) -> tuple[str, ...]:
+    """What there is to tell of the images of a run."""
+    return ("digit",) if run.dataset == "mnist" else ("colour", "digit")
+
+
+def _noise_variance(run: RunConfig) -> float | None:
+    return None if run.method == "classifier" else run.noise_variance
 
 
 def _identity(run: RunConfig) -> dict[str, Any]:
@@ -223,14 +263,15 @@ def _survivors(
 
 
 def diagnostics(
-    vae: VAE, means: Tensor, x: Tensor, noise_variance: float, radius: float, seed: int
+    vae: VAE, means: Tensor, x: Tensor, noise_variance: float | None, radius: float, seed: int
 ) -> dict[str, float]:
     """What to read with a robustness figure, for an encoder can look robust by shrinking.
 
     x (N, C, 28, 28) test images, means (N, latent_dim) their representations. Returns the ELBO in nats per example,
     the mean squared error of a reconstruction per pixel, the number of active latents, the total variance of the
     means, and the share of it that the selection mechanism moves at `radius`: W_2^2(q(Z|x), q(Z|x')) averaged over
-    images, over the total variance (NaN where that is zero).
+    images, over the total variance (NaN where that is zero). noise_variance: None where there is no decoder, but a
+    classifier's head: it has no ELBO and no reconstruction.
     """
     generator = derived_generator(x.device, seed, "companions")  # the first name of these numbers; it decides the draws
     bounds, errors, moved = [], [], []
@@ -238,14 +279,15 @@ def diagnostics(
         x_prime = fictive_sample(vae.encoder, block, radius, steps=40, generator=generator) if radius else block
         with torch.no_grad():
             q = vae.encode(block)
-            bounds.append(elbo(block, q, vae.decode, noise_variance, generator).value)
-            errors.append((vae.reconstruct(block) - block).square().flatten(1).mean(-1))
+            if noise_variance is not None:
+                bounds.append(elbo(block, q, vae.decode, noise_variance, generator).value)
+                errors.append((vae.reconstruct(block) - block).square().flatten(1).mean(-1))
             moved.append(w2_squared(q, vae.encode(x_prime)))
     variances = means.double().var(0)
     total = float(variances.sum())
     return {
-        "elbo": float(torch.cat(bounds).double().mean()),
-        "reconstruction_mse": float(torch.cat(errors).double().mean()),
+        "elbo": float(torch.cat(bounds).double().mean()) if bounds else math.nan,
+        "reconstruction_mse": float(torch.cat(errors).double().mean()) if errors else math.nan,
         "active_latents": int((variances > ACTIVE).sum()),
         "latent_variance": total,
         "moved_share": float(torch.cat(moved).double().mean()) / total if total else math.nan,

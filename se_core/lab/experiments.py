@@ -18,7 +18,7 @@ from tqdm import tqdm
 from se_core.datasets import load
 from se_core.errors import InvalidValueError
 from se_core.lab.config import EvaluationConfig, RunConfig, usable_device
-from se_core.lab.evaluation import evaluate
+from se_core.lab.evaluation import evaluate, judge_on_the_way
 from se_core.lab.runs import load_run
 from se_core.lab.storage import exclusive, provenance, read_json, write_json
 from se_core.lab.training import Interrupted, train
@@ -51,12 +51,25 @@ PANELS = (
 )
 
 
+PANEL_LETTERS = "".join(panel.letter for panel in PANELS)
+
 # What each method changes, by the name that it has in records and pictures.
 METHODS: dict[str, dict[str, Any]] = {
     "vae": {"method": "vae"},
     "se": {"method": "se"},  # the paper's, at its gamma = 1
     # Ours: chosen on validation digits.
     "pinned": {"method": "se", "scale": "pinned", "gamma": 10.0, "memory": True, "attack_steps": 1},
+}
+# What the methods are to be compared with; each answers one question.
+CONTROLS: dict[str, dict[str, Any]] = {
+    "beta-vae": {"method": "vae", "beta": 2.0},  # is it the second KL term?
+    "radius-0": {"method": "se", "radius": 0.0},  # is it the terms, without a neighbour?
+    "random-neighbour": {"method": "se", "attack_steps": 0},  # is it any neighbour, or the adversary's?
+    "remembered": METHODS["pinned"] | {"scale": "free"},  # is it gamma and the memory, without the pin?
+    "pinned-paired": METHODS["pinned"] | {"prior": "paired"},  # does a tight bound cost robustness?
+    "avae": {"method": "avae", "gamma": 10.0},  # do samples of its own do instead of an adversary?
+    "labels": {"method": "classifier", "radius": 0.0},  # the same encoder, told what will be asked
+    "adversarial-labels": {"method": "classifier", "memory": True, "attack_steps": 1},  # the ceiling
 }
 
 
@@ -69,6 +82,7 @@ class Profile:
     run: dict[str, Any]
     conv: dict[str, Any] = field(default_factory=dict)  # what the convolutional runs change
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    controls: bool = False  # on MNIST, in panels (c) and (d)
 
 
 PROFILES = {
@@ -85,6 +99,21 @@ PROFILES = {
         conv={"iterations": 800},
         evaluation=EvaluationConfig(test_images=500),
     ),
+    "full": Profile(
+        seeds=(0, 1, 2),
+        latent_dims=(64,),
+        run={
+            "iterations": 30_000,
+            "attack_steps": 5,
+            "learning_rate": 2e-3,
+            "schedule": "cosine",
+            "compile": True,
+            "source": "data",
+            "colouring": "all",
+        },
+        evaluation=EvaluationConfig(along_the_way=True),
+        controls=True,
+    ),
     "paper": Profile(
         seeds=(0, 1, 2, 3, 4),
         latent_dims=(32, 64, 128),
@@ -94,31 +123,41 @@ PROFILES = {
 }
 
 
-def figure1_runs(profile: str, **overrides: Any) -> list[RunConfig]:
+def figure1_runs(
+    profile: str, panels: str = PANEL_LETTERS, seeds: Sequence[int] | None = None, **overrides: Any
+) -> list[RunConfig]:
     """The runs behind Figure 1 at the size of `profile`; `overrides` replace fields of every `RunConfig`.
 
-    Raises InvalidValueError for an unknown profile, TypeError for an unknown field and for one that the figure varies
-    itself.
+    panels: letters, of those panels alone; seeds: those alone, of the profile's. Raises InvalidValueError for an
+    unknown profile, panel or seed, TypeError for an unknown field and for one that the figure varies itself.
     """
     if profile not in PROFILES:
         raise InvalidValueError(f"profile={profile!r} is unknown; choose one of {', '.join(PROFILES)}")
     size = PROFILES[profile]
+    if not panels or not set(panels) <= set(PANEL_LETTERS):
+        raise InvalidValueError(f"panels={panels!r} must be letters of {PANEL_LETTERS}")
+    seeds = size.seeds if seeds is None else seeds
+    if not seeds or not set(seeds) <= set(size.seeds):
+        raise InvalidValueError(f"seeds={seeds} must be some of profile {profile!r}: {', '.join(map(str, size.seeds))}")
+    if "scale" in overrides:
+        raise InvalidValueError(f"scale={overrides['scale']!r} is what the methods of Figure 1 differ in; leave it")
 
     def run(dataset: str, architecture: str, method: str, **fields: Any) -> RunConfig:
-        settings = size.run | (size.conv if architecture == "conv" else {}) | METHODS[method] | overrides
+        changes = (METHODS | CONTROLS)[method]
+        settings = size.run | (size.conv if architecture == "conv" else {}) | changes | overrides
+        if dataset == "mnist":
+            settings = settings | {"colouring": "random"}  # of grey digits: what does not matter is the same for all
         try:
             return RunConfig(dataset=dataset, architecture=architecture, **fields, **settings)
         except InvalidValueError as error:
             raise InvalidValueError(f"method {method!r} of Figure 1: {error}") from None
 
-    if "scale" in overrides:
-        raise InvalidValueError(f"scale={overrides['scale']!r} is what the methods of Figure 1 differ in; leave it")
     return [
         run(dataset, architecture, method, seed=seed, latent_dim=latent_dim)
-        for seed in size.seeds
+        for seed in seeds
         for latent_dim in size.latent_dims
-        for dataset, architecture in dict.fromkeys((panel.dataset, panel.architecture) for panel in PANELS)
-        for method in METHODS
+        for dataset, architecture in dict.fromkeys((p.dataset, p.architecture) for p in PANELS if p.letter in panels)
+        for method in (*METHODS, *(CONTROLS if size.controls and dataset == "mnist" else ()))
     ]
 
 
@@ -140,7 +179,8 @@ def train_and_evaluate(
     """One run from nothing, or from where it was left, to its `evaluation-*.json`."""
     # A memory makes a checkpoint as large as its images: it is written twenty times a run, and not every 500 steps.
     checkpoint_every = max(500, config.iterations // 20) if config.memory else 500
-    return evaluate(train(config, runs, checkpoint_every, progress), evaluation, config.device)
+    judge = judge_on_the_way(config) if evaluation.along_the_way else None
+    return evaluate(train(config, runs, checkpoint_every, progress, judge), evaluation, config.device)
 
 
 def run_all(
@@ -176,8 +216,8 @@ def run_all(
 
 def _cost(config: RunConfig) -> float:
     """Encoder passes of a run, weighted by the size of the network: for the order of runs and the time remaining."""
-    passes = 3 + (1.5 * config.attack_steps + 2 if config.method == "se" else 0)
-    weight = 4.0 if config.architecture == "conv" else 1.0
+    passes = 3 + (1.5 * config.attack_steps + 2 if config.method in ("se", "classifier") and config.radius else 0)
+    weight = 2.5 if config.architecture == "conv" else 1.0
     return config.iterations * config.batch_size * passes * weight * (1.7 if config.dataset == "colour-mnist" else 1.0)
 
 
@@ -188,18 +228,25 @@ def row(path: Path) -> str:
         f"{task} " + " ".join(f"{100 * r['accuracy']:.0f}" for r in records if r["task"] == task)
         for task in dict.fromkeys(r["task"] for r in records)
     )
-    run = "{dataset:12s} {architecture:4s} {method:6s} D_z {latent_dim:3d} seed {seed}".format(**records[0])
+    run = "{dataset:12s} {architecture:4s} {method:18s} D_z {latent_dim:3d} seed {seed}".format(**records[0])
     return f"{run}   accuracy in %: {curves}"
 
 
-def reproduce(profile: str, out: Path, execute: Executor, **overrides: Any) -> dict[str, Any]:
+def reproduce(
+    profile: str,
+    out: Path,
+    execute: Executor,
+    panels: str = PANEL_LETTERS,
+    seeds: Sequence[int] | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
     """All runs of Figure 1 at the size of `profile`, into `out`; returns and writes `results.json`.
 
-    `results.json` holds `provenance`, `records` (one per run, task and radius) and `diagnostics` (one per run). The
-    records depend on the profile and `overrides` alone, however often the work was interrupted; `wall_s` is of the last
-    call. Errors as in `run_all`.
+    `results.json` holds `provenance`, `records` (one per run, task and radius), and, one per run, `diagnostics` and
+    `along_the_way`. panels, seeds: a slice, as in `figure1_runs`. The records depend on the profile, the slice and
+    `overrides` alone, however often the work was interrupted; `wall_s` is of the last call. Errors as in `run_all`.
     """
-    configs = figure1_runs(profile, **overrides)
+    configs = figure1_runs(profile, panels, seeds, **overrides)
     evaluation = PROFILES[profile].evaluation
     origin, started = provenance(configs[0].device), time.monotonic()
     with exclusive(out):
@@ -218,13 +265,15 @@ def reproduce(profile: str, out: Path, execute: Executor, **overrides: Any) -> d
             },
             "records": [record for evaluation in evaluations for record in evaluation["records"]],
             "diagnostics": [evaluation["diagnostics"] for evaluation in evaluations],
+            "along_the_way": [evaluation["along_the_way"] for evaluation in evaluations],
         }
         write_json(out / "results.json", results)
     return results
 
 
 def examples(results: dict[str, Any], out: Path) -> dict[str, tuple[RunConfig, VAE]]:
-    """method -> the first run on colour MNIST by an MLP, and its networks: what the pictures of digits show."""
+    """method -> the first run on colour MNIST by an MLP, and its networks: what the pictures of digits show. None of
+    results that have no such run."""
     configs = [RunConfig(**run) for run in results["provenance"]["runs"]]
     first = {c.label: c for c in reversed(configs) if (c.dataset, c.architecture) == ("colour-mnist", "mlp")}
-    return {method: load_run(out / "runs" / first[method].name) for method in METHODS}
+    return {method: load_run(out / "runs" / first[method].name) for method in METHODS if method in first}

@@ -24,9 +24,9 @@ from se_core.datasets import load
 from se_core.lab.config import RunConfig
 from se_core.lab.evaluation import CLASSES
 from se_core.lab.experiments import PANELS, Panel
-from se_core.lab.statistics import claims, curve
+from se_core.lab.statistics import claims, curve, panels_of
+from se_core.lab.steps import derived_generator
 from se_core.lab.storage import write_atomically
-from se_core.lab.training import derived_generator
 from se_core.networks import VAE
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ def _draw_panel(axes: Axes, results: dict[str, Any], panel: Panel) -> None:
     chance = 100 / CLASSES[panel.task]
     axes.axhline(chance, color="0.5", linewidth=0.8, linestyle=":")
     axes.text(0.995, chance + 1.5, "chance", transform=axes.get_yaxis_transform(), color="0.4", fontsize=7, ha="right")
-    (selection_radius,) = {run["radius"] for run in results["provenance"]["runs"]}
+    (selection_radius,) = {run["radius"] for run in results["provenance"]["runs"] if run["radius"]}
     axes.axvline(selection_radius, color="0.8", linewidth=0.8, zorder=0)
     axes.set_title(panel.title, loc="left")
     axes.set_ylim(0, 102)
@@ -76,7 +76,10 @@ def figure1(results: dict[str, Any]) -> Figure:
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
         grid = figure.subplots(2, 2, sharex=True, sharey=True)
         for panel, axes in zip(PANELS, grid.flat, strict=True):
-            _draw_panel(axes, results, panel)
+            if panel in panels_of(results["records"]):
+                _draw_panel(axes, results, panel)
+            else:
+                axes.set_axis_off()
         grid[0, 1].legend(loc="upper right")  # where no curve passes
         figure.supylabel("adversarial test accuracy (%)", fontsize=9)
         figure.supxlabel(
@@ -140,7 +143,7 @@ def table(results: dict[str, Any]) -> str:
         "| panel | model | " + " | ".join(f"{radius:g}" for radius in radii) + " | gain |",
         "|---|---|" + "---:|" * (len(radii) + 1),
     ]
-    for panel, claim in zip(PANELS, claims(results["records"]), strict=True):
+    for panel, claim in zip(panels_of(results["records"]), claims(results["records"]), strict=True):
         for method, style in METHODS.items():
             points = curve(results["records"], panel, method)
             cells = [_plus_minus(100 * m, 100 * h, 0) for m, h in points.values()]
@@ -155,7 +158,8 @@ def _plus_minus(value: float, half: float, digits: int) -> str:
 
 
 def draw(results: dict[str, Any], networks: dict[str, tuple[RunConfig, VAE]], out: Path) -> None:
-    """Write `figure1` and `attacked_digits` (PNG and SVG) into `out`; networks as in `attacked_digits`."""
+    """Write `figure1` and, of networks as in `attacked_digits`, that picture (PNG and SVG) into `out`."""
     digest = results_digest(results)
     save(figure1(results), out / "figure1.png", digest)
-    save(attacked_digits(networks), out / "attacked_digits.png", digest)
+    if networks:
+        save(attacked_digits(networks), out / "attacked_digits.png", digest)

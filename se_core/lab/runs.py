@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from se_core.datasets import DataError, DigitImages, load
 from se_core.errors import InvalidTypeError, InvalidValueError
@@ -185,8 +185,8 @@ def images(config: RunConfig, split: str) -> DigitImages:
 
 
 def networks(config: RunConfig) -> VAE:
-    """The networks of a run before its first step, on the CPU."""
-    return build_vae(
+    """The networks of a run before its first step, on the CPU; a classifier's head is in the place of the decoder."""
+    vae = build_vae(
         config.architecture,
         config.channels,
         config.latent_dim,
@@ -195,6 +195,11 @@ def networks(config: RunConfig) -> VAE:
         config.seed,
         config.scale,
     )
+    if config.method == "classifier":
+        vae.decoder = nn.utils.skip_init(nn.Linear, config.latent_dim, 10)
+        for parameter in vae.decoder.parameters():
+            nn.init.zeros_(parameter)
+    return vae
 
 
 def _logged_step(line: str) -> int:

@@ -22,6 +22,11 @@ def select(records: Sequence[Record], panel: Panel, method: str) -> list[Record]
     return [r for r in records if (r["dataset"], r["architecture"], r["task"], r["method"]) == wanted]
 
 
+def panels_of(records: Sequence[Record]) -> list[Panel]:
+    """The panels of which there are records: all, but for a slice of a profile."""
+    return [panel for panel in PANELS if select(records, panel, "vae")]
+
+
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean over independent seeds and the half-width of its 95 % Student interval (NaN for a single seed)."""
     n = len(values)
@@ -75,10 +80,10 @@ def claims(records: Sequence[Record]) -> list[dict[str, Any]]:
 
     For each method: `robustness` of its mean curve; `gain`, that over the VAE's, with half of its 95 % interval;
     `apart`, whether its interval at radius 0.05 lies above the VAE's; `nominal`, accuracy without attack; `last`,
-    accuracy at the largest radius, against `chance`.
+    accuracy at the largest radius, against `chance`. Of panels without records nothing is said.
     """
     answers = []
-    for panel in PANELS:
+    for panel in panels_of(records):
         curves = {method: curve(records, panel, method) for method in METHODS}
         others = [method for method in METHODS if method != "vae"]
         vae, vae_half = curves["vae"][0.05]

@@ -4,7 +4,6 @@ Each random number comes from a generator derived from (seed, step), so that not
 on. `se_core.lab.runs` says what a run's folder holds.
 """
 
-import hashlib
 import math
 import signal
 import threading
@@ -16,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se_core.attacks import fictive_sample
+from se_core.datasets import DigitImages
 from se_core.errors import InvalidValueError, SmoothEncoderError
 from se_core.lab.config import RunConfig, usable_device
 from se_core.lab.runs import Run, images, networks, opened
-from se_core.memory import Remembered, SelectionMemory
+from se_core.lab.steps import derived_generator, learning_rate, make_optimiser, training_step
+from se_core.memory import SelectionMemory
 from se_core.networks import VAE
-from se_core.objectives import ElboTerms, autoencoding_elbo, elbo, paired_correlation, se_elbo
-from se_core.transport import entropic_cost, w2_squared
+from se_core.objectives import ElboTerms
 
 LOG_EVERY = 50
+MILESTONES = frozenset(digit * 10**power for power in range(2, 7) for digit in (1, 2, 5))
 
 
 class TrainingDiverged(SmoothEncoderError):
@@ -43,13 +43,15 @@ def train(
     runs: Path,
     checkpoint_every: int = 500,
     progress: Callable[[int], Any] = lambda steps: None,
+    judge: Callable[[VAE], dict[str, Any]] | None = None,
 ) -> Path:
     """Train one run in a folder of its own under `runs`; returns that folder.
 
     A finished run is returned as it is, or trained again if it is damaged; an unfinished one goes on from its newest
     sound checkpoint and ends with bitwise the parameters of an uninterrupted run. progress: called with the number of
-    steps just completed. Raises InvalidValueError, DataError (also where the data have changed since the run was
-    begun), StorageError, TrainingDiverged, Interrupted.
+    steps just completed. judge: what to log of the networks at 100, 200, 500, 1000, ... steps and at the end; it must
+    leave them as they are, and gets them in evaluation mode. Raises InvalidValueError, DataError (also where the data
+    have changed since the run was begun), StorageError, TrainingDiverged, Interrupted.
     """
     if checkpoint_every < 1:
         raise InvalidValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
@@ -59,23 +61,24 @@ def train(
     with opened(config, Path(runs).expanduser(), data.sha256) as run:
         if run.is_finished():
             return run.folder
-        vae = networks(config).to(device)
+        vae, memory = networks(config).to(device), _memory(config, data)
         optimiser = make_optimiser(config, vae)
-        memory = SelectionMemory(len(data), data.shape, config.radius, device) if config.memory else None
         _restore(run.resume(), vae, optimiser, memory)
-        progress(run.saved_step)
         history = _History(run)
+        progress(run.saved_step)
         with _StopRequest() as stop:
             for step in range(run.saved_step + 1, config.iterations + 1):
                 index = batches[step - 1]
-                generator = derived_generator(device, config.seed, "step", step)
                 optimiser.param_groups[0]["lr"] = learning_rate(config, step)
                 remembered = memory[index] if memory else None
-                history.add(training_step(config, vae, optimiser, data.images(index), generator, remembered))
+                labels = data.digits[index] if config.method == "classifier" else None
+                generator = derived_generator(device, config.seed, "step", step)
+                history.add(training_step(config, vae, optimiser, data.images(index), generator, remembered, labels))
                 stopping = stop.asked  # once: a wish that comes later is granted after the next step, and saved
                 saving = step % checkpoint_every == 0 or stopping
                 if step % LOG_EVERY == 0 or saving or step == config.iterations:
                     history.check(step, vae)
+                history.judge(step, judge, vae)
                 if saving:
                     run.save(step, _state(vae, optimiser, memory))
                 progress(1)
@@ -83,75 +86,6 @@ def train(
                     raise Interrupted(f"stopped after step {step} of {config.iterations}; the same command resumes it")
         run.finish(vae.state_dict())
     return run.folder
-
-
-def training_step(
-    config: RunConfig,
-    vae: VAE,
-    optimiser: torch.optim.Optimizer,
-    x: Tensor,
-    generator: torch.Generator,
-    remembered: Remembered | None = None,
-) -> Tensor:
-    """One step of the optimiser; returns the batch means of the terms of the bound, (5,), nats per example."""
-    terms = bound(config, vae, x, generator, remembered)
-    optimiser.zero_grad(set_to_none=True)
-    (-terms.value.mean()).backward()
-    optimiser.step()
-    return torch.stack([term.detach().mean() for term in terms])
-
-
-def bound(
-    config: RunConfig, vae: VAE, x: Tensor, generator: torch.Generator, remembered: Remembered | None = None
-) -> ElboTerms:
-    """The objective of `config.method` on a batch x (B, C, 28, 28), fictive samples included."""
-    q_a, encode = vae.encode_around(x)
-    if config.method == "vae":
-        return elbo(x, q_a, vae.decode, config.noise_variance, generator)
-    if config.method == "avae":
-        rho = paired_correlation(config.gamma)
-        return autoencoding_elbo(x, q_a, encode, vae.decode, config.noise_variance, rho, generator)
-    x_prime = fictive_sample(
-        encode,
-        x,
-        config.radius,
-        config.attack_steps,
-        _divergence(config),
-        q_x=q_a,
-        attack_dtype=torch.bfloat16 if config.attack_dtype == "bfloat16" else None,
-        generator=generator,
-        compiled=config.compile,
-        memory=remembered,
-    )
-    prior: Any = config.prior
-    return se_elbo(x, q_a, encode(x_prime), vae.decode, config.noise_variance, config.gamma, generator, prior=prior)
-
-
-def _divergence(config: RunConfig) -> Callable[..., Tensor]:
-    if config.divergence == "w2_squared":
-        return w2_squared
-    return lambda a, b: entropic_cost(a, b, config.gamma)  # the cost's gamma is that of the bound
-
-
-def make_optimiser(config: RunConfig, vae: VAE) -> torch.optim.Optimizer:
-    """Adam, or SGD with momentum 0.9; the fused kernels, which change nothing but the speed."""
-    if config.optimiser == "adam":
-        return torch.optim.Adam(vae.parameters(), config.learning_rate, fused=True)
-    return torch.optim.SGD(vae.parameters(), config.learning_rate, momentum=0.9, fused=True)
-
-
-def learning_rate(config: RunConfig, step: int) -> float:
-    """That of step 1, 2, ..., iterations."""
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * (1 + math.cos(math.pi * (step - 1) / config.iterations)) / 2
-
-
-def derived_generator(device: str | torch.device, *key: float | str) -> torch.Generator:
-    """A generator on `device` whose stream depends on `key` (a seed, a step, a purpose) and on nothing else."""
-    # On the CPU a generator takes the low 32 bits of its seed, and ignores the rest without a word.
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "little")
-    return torch.Generator(device).manual_seed(seed)
 
 
 class Batches:
@@ -170,6 +104,14 @@ class Batches:
             self.order = torch.randperm(self.n, generator=generator, device=self.device)
             self.epoch = epoch
         return self.order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def _memory(config: RunConfig, data: DigitImages) -> SelectionMemory | None:
+    if not config.memory:
+        return None
+    device = data.pixels.device
+    generator = derived_generator(device, config.seed, "memory")
+    return SelectionMemory(len(data), data.shape, config.radius, device, generator)
 
 
 def _state(vae: VAE, optimiser: torch.optim.Optimizer, memory: SelectionMemory | None) -> dict[str, Tensor]:
@@ -221,6 +163,12 @@ class _History:
             value, *costs = rows[-1]
             self.run.log(step, {"bound": value - sum(costs)} | dict(zip(ElboTerms._fields, rows[-1], strict=True)))
         self.terms.clear()
+
+    def judge(self, step: int, judge: Callable[[VAE], dict[str, Any]] | None, vae: VAE) -> None:
+        """Log what the judge finds; before the checkpoint of this step, for a row beyond one is written again."""
+        if judge and (step in MILESTONES or step == self.run.config.iterations):
+            self.run.log(step, judge(vae.eval()))
+            vae.train()
 
     def _explain(self, step: int, what: str) -> str:
         saved, config = self.run.saved_step, self.run.config

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from se_core.lab.config import RunConfig, usable_device
+from se_core.lab.experiments import CONTROLS, METHODS
 from se_core.lab.training import train
 
 
@@ -26,9 +27,13 @@ from se_core.lab.training import train
         ({"covariance": "full", "compile": True}, "covariance='full' has no compiled"),
         ({"covariance": "full", "scale": "pinned"}, "scale='pinned' needs covariance='diagonal'"),
         ({"scale": "pinned", "batch_size": 1}, "choose batch_size >= 2"),
-        ({"memory": True, "radius": 0.0}, r"memory needs a radius > 0, got radius=0\.0"),
-        ({"memory": True, "method": "vae"}, "memory and prior are the smooth encoder's; leave them for method='vae'"),
-        ({"prior": "paired", "method": "avae"}, "leave them for method='avae'"),
+        ({"memory": True, "radius": 0.0}, r"memory needs a radius > 0 .*, got radius=0\.0"),
+        ({"memory": True, "attack_steps": 0}, "memory needs .* attack_steps >= 1, got .* attack_steps=0"),
+        ({"attack_steps": -1}, "attack_steps=-1 must be at least 0"),
+        ({"memory": True, "method": "vae"}, "memory=True is of method='se' or 'classifier'; leave it for method='vae'"),
+        ({"beta": 2.0}, r"beta=2\.0 is of method='vae'; leave it for method='se'"),
+        ({"beta": -1.0, "method": "vae"}, r"beta=-1\.0 must be a finite number >= 0"),
+        ({"prior": "paired", "method": "avae"}, "prior='paired' is of method='se'; leave it for method='avae'"),
         ({"batch_size": 8_335}, "batch_size=8335 exceeds the 8334 training images"),
     ],
 )
@@ -59,9 +64,13 @@ def test_the_folder_is_named_by_every_field() -> None:
         "divergence": "entropic_cost", "noise_variance": 0.2, "iterations": 7, "batch_size": 3, "optimiser": "sgd",
         "learning_rate": 0.1, "seed": 5, "device": "cuda", "attack_dtype": "bfloat16", "compile": True,
         "scale": "pinned", "memory": True, "schedule": "cosine", "prior": "paired",
+        "beta": 2.0,
     }  # fmt: skip
     assert set(changed) == set(asdict(base))
-    names = {RunConfig(**{field: value}).name for field, value in changed.items()}
+    names = {
+        RunConfig(**({"method": "vae"} if field == "beta" else {}), **{field: value}).name
+        for field, value in changed.items()
+    }
     assert len(names | {base.name}) == len(changed) + 1
 
 
@@ -75,16 +84,14 @@ def test_equal_configurations_are_one(tmp_path: Path) -> None:
             RunConfig(**{field: value})
 
 
-def test_a_method_without_an_adversary_is_never_called_a_smooth_encoder() -> None:
-    labels = {
-        (method, scale): RunConfig(method=method, scale=scale).label
-        for method in ("vae", "se", "avae")
-        for scale in ("free", "pinned")
+def test_each_method_of_figure_1_has_a_name_of_its_own() -> None:
+    """And the names of `METHODS` and `CONTROLS` are those that their runs have in the records."""
+    labels = {name: RunConfig(**changes).label for name, changes in (METHODS | CONTROLS).items()}
+    assert labels == {name: name for name in (*METHODS, *CONTROLS)}
+    free = {RunConfig(method=method).label for method in ("vae", "avae", "classifier")}
+    assert {RunConfig(method=method, scale="pinned").label for method in ("vae", "avae", "classifier")} == {
+        f"pinned-{label}" for label in free
     }
-    assert len(set(labels.values())) == 6
-    assert labels["vae", "free"] == "vae"
-    assert labels["se", "pinned"] == "pinned"
-    assert labels["vae", "pinned"] == "pinned-vae"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", ""])

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import results_of
 
 from se_core.lab.executors import LocalProcesses
-from se_core.lab.experiments import PANELS, PROFILES, figure1_runs, reproduce
+from se_core.lab.experiments import CONTROLS, PANELS, PROFILES, figure1_runs, reproduce
 from se_core.lab.figures import METHODS
 from se_core.lab.statistics import select
 from se_core.lab.storage import StorageError, exclusive
@@ -61,10 +61,28 @@ def test_methods_differ_in_themselves_alone(profile: str) -> None:
     """Nothing but what `METHODS` names: same steps, same data, same schedule, same seeds."""
     runs = figure1_runs(profile)
     assert {replace(r, method="se") for r in runs if r.label == "vae"} == {r for r in runs if r.label == "se"}
-    own = {"scale": "free", "gamma": 1.0, "memory": False, "attack_steps": 1}
-    assert {replace(r, **own) for r in runs if r.label == "pinned"} == {
-        replace(r, **own) for r in runs if r.label == "se"
-    }
+    own = {"method": "se", "scale": "free", "gamma": 1.0, "memory": False, "attack_steps": 1, "prior": "independent"}
+    own |= {"beta": 1.0, "radius": 0.2}
+    papers = {replace(r, **own) for r in runs if r.label == "se"}
+    controls = CONTROLS if PROFILES[profile].controls else {}
+    for method in METHODS:
+        assert {replace(r, **own) for r in runs if r.label == method} == papers
+    for method in controls:
+        assert {replace(r, **own) for r in runs if r.label == method} == {r for r in papers if r.dataset == "mnist"}
+    assert len(runs) == len(METHODS) * len(papers) + len(controls) * sum(r.dataset == "mnist" for r in papers)
+
+
+def test_the_slices_of_a_profile_are_the_whole() -> None:
+    whole = figure1_runs("full")
+    slices = [figure1_runs("full", panels, [seed]) for panels in ("ab", "c", "d") for seed in PROFILES["full"].seeds]
+    assert set(whole) == {run for part in slices for run in part}
+    assert len(whole) == sum(map(len, slices))
+    assert {(r.dataset, r.architecture, r.seed) for r in slices[-1]} == {("mnist", "conv", 2)}
+    for panels in ("", "e", "ax"):
+        with pytest.raises(ValueError, match=f"panels='{panels}' must be letters of abcd"):
+            figure1_runs("full", panels)
+    with pytest.raises(ValueError, match=r"seeds=\[3\] must be some of profile 'full': 0, 1, 2"):
+        figure1_runs("full", seeds=[3])
 
 
 def test_what_the_methods_differ_in_is_not_for_every_run() -> None:
@@ -75,5 +93,5 @@ def test_what_the_methods_differ_in_is_not_for_every_run() -> None:
 
 
 def test_an_unknown_profile_names_the_choices() -> None:
-    with pytest.raises(ValueError, match="profile='large' is unknown; choose one of tiny, small, paper"):
+    with pytest.raises(ValueError, match="profile='large' is unknown; choose one of tiny, small, full, paper"):
         figure1_runs("large")

@@ -17,13 +17,11 @@ import pytest
 import torch
 from tiny_runs import outcome, stop_at, write_digits
 
-from se_core.datasets import load
-from se_core.lab import storage, training
+from se_core.lab import steps, storage, training
 from se_core.lab.config import EvaluationConfig, RunConfig
-from se_core.lab.evaluation import evaluate
+from se_core.lab.evaluation import evaluate, judge_on_the_way, milestones
 from se_core.lab.runs import images
-from se_core.lab.training import Batches, Interrupted, TrainingDiverged, make_optimiser, train, training_step
-from se_core.networks import build_vae
+from se_core.lab.training import Batches, Interrupted, TrainingDiverged, train
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -203,23 +201,6 @@ def test_an_epoch_is_a_permutation() -> None:
     assert again[7].tolist() == epochs[2][3:6]  # any step, without those before it
 
 
-def test_one_step_is_adam_on_the_negative_bound(tiny_config: Any) -> None:
-    """From the first moments: Adam's first step moves each weight by the learning rate against its gradient's sign."""
-    config = tiny_config(method="vae", learning_rate=1e-3)
-    vae = build_vae("mlp", 1, 4)
-    x = load("mnist", "train").images(torch.arange(16))
-    reference = build_vae("mlp", 1, 4)
-    terms = training.bound(config, reference, x, training.derived_generator("cpu", 0))
-    (-terms.value.mean()).backward()
-    means = training_step(config, vae, make_optimiser(config, vae), x, training.derived_generator("cpu", 0))
-    for old, new in zip(reference.parameters(), vae.parameters(), strict=True):
-        assert old.grad is not None
-        moves = old.grad.abs() > 1e-4  # Adam's epsilon is felt below
-        expected = old.detach() - 1e-3 * old.grad.sign()
-        torch.testing.assert_close(new.detach()[moves], expected[moves], rtol=0, atol=1e-6)
-    torch.testing.assert_close(means, torch.stack([t.detach().mean() for t in terms]))
-
-
 @pytest.mark.parametrize(
     ("term", "spoil"),
     [
@@ -232,14 +213,14 @@ def test_a_term_that_is_not_finite_stops_the_run_with_its_name(
 ) -> None:
     config = tiny_config()
     calls = 0
-    honest = training.bound
+    honest = steps.bound
 
     def bound(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         return spoil(honest(*arguments)) if calls == 33 else honest(*arguments)
 
-    monkeypatch.setattr(training, "bound", bound)
+    monkeypatch.setattr(steps, "bound", bound)
     with pytest.raises(TrainingDiverged, match=rf"step 33: {term}=.* is not finite; .*step 20, is kept"):
         train(config, tmp_path, checkpoint_every=20)
     monkeypatch.undo()
@@ -310,3 +291,17 @@ def test_global_state_of_torch_does_not_change_a_run(default: str, tiny_config: 
     finally:
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_run_judged_on_the_way_is_the_same_run(tiny_config: Any, tmp_path: Path) -> None:
+    """Bit for bit, interrupted between two milestones or not, with the same rows."""
+    config = tiny_config(iterations=250, scale="pinned", memory=True, attack_steps=1)
+    whole = train(config, tmp_path / "whole", judge=judge_on_the_way(config))
+    rows = milestones(whole)
+    assert [row["step"] for row in rows] == [100, 200, 250]
+    assert all(0 <= a <= 1 for row in rows for a in row["accuracy"]["digit"])
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, 60, progress=stop_at(149), judge=judge_on_the_way(config))
+    resumed = train(config, tmp_path, 60, judge=judge_on_the_way(config))
+    assert outcome(resumed) == outcome(whole)
+    assert outcome(train(config, tmp_path / "unjudged"))[0] == outcome(whole)[0]
