@@ -62,6 +62,7 @@ def _reproduction() -> ArgumentParser:
     figure1.add_argument("--profile", type=str, default="small", help=f"one of {', '.join(PROFILES)}")
     figure1.add_argument("--panels", type=str, default=PANEL_LETTERS, help="letters of the panels to reproduce")
     figure1.add_argument("--seeds", type=list[int] | None, default=None, help="some of the profile's, as [0,1]; all")
+    figure1.add_argument("--methods", type=list[str] | None, default=None, help="some, as [vae,pinned]; all if absent")
     figure1.add_argument("--out", type=Path | None, default=None, help="output folder; runs/figure1-PROFILE if absent")
     figure1.add_argument("--workers", type=int, default=_cores(), help="processes, of one thread each")
     for field in fields(RunConfig):
@@ -96,7 +97,7 @@ def _prepared(command: str, arguments: Namespace) -> Callable[[], None]:
         case _:
             names = {field.name for field in fields(RunConfig)} & set(arguments.keys())
             overrides = {name: arguments[name] for name in names if arguments[name] is not None}
-            overrides |= {"panels": arguments.panels, "seeds": arguments.seeds}
+            overrides |= {"panels": arguments.panels, "seeds": arguments.seeds, "methods": arguments.methods}
             figure1_runs(arguments.profile, **overrides)
             out = arguments.out or Path("runs") / f"figure1-{arguments.profile}"
             return partial(

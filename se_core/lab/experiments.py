@@ -124,12 +124,17 @@ PROFILES = {
 
 
 def figure1_runs(
-    profile: str, panels: str = PANEL_LETTERS, seeds: Sequence[int] | None = None, **overrides: Any
+    profile: str,
+    panels: str = PANEL_LETTERS,
+    seeds: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
+    **overrides: Any,
 ) -> list[RunConfig]:
     """The runs behind Figure 1 at the size of `profile`; `overrides` replace fields of every `RunConfig`.
 
-    panels: letters, of those panels alone; seeds: those alone, of the profile's. Raises InvalidValueError for an
-    unknown profile, panel or seed, TypeError for an unknown field and for one that the figure varies itself.
+    panels: letters, of those panels alone; seeds: those alone, of the profile's; methods: those alone, of `METHODS`
+    and, on MNIST, of `CONTROLS`. Raises InvalidValueError for an unknown profile, panel, seed or method, TypeError for
+    an unknown field and for one that the figure varies itself.
     """
     if profile not in PROFILES:
         raise InvalidValueError(f"profile={profile!r} is unknown; choose one of {', '.join(PROFILES)}")
@@ -139,6 +144,9 @@ def figure1_runs(
     seeds = size.seeds if seeds is None else seeds
     if not seeds or not set(seeds) <= set(size.seeds):
         raise InvalidValueError(f"seeds={seeds} must be some of profile {profile!r}: {', '.join(map(str, size.seeds))}")
+    known = (*METHODS, *(CONTROLS if size.controls else ()))
+    if not set(methods := known if methods is None else methods) <= set(known) or not methods:
+        raise InvalidValueError(f"methods={methods} must be some of profile {profile!r}: {', '.join(known)}")
     if "scale" in overrides:
         raise InvalidValueError(f"scale={overrides['scale']!r} is what the methods of Figure 1 differ in; leave it")
 
@@ -157,7 +165,8 @@ def figure1_runs(
         for seed in seeds
         for latent_dim in size.latent_dims
         for dataset, architecture in dict.fromkeys((p.dataset, p.architecture) for p in PANELS if p.letter in panels)
-        for method in (*METHODS, *(CONTROLS if size.controls and dataset == "mnist" else ()))
+        for method in methods
+        if method in METHODS or dataset == "mnist"
     ]
 
 
@@ -238,15 +247,16 @@ def reproduce(
     execute: Executor,
     panels: str = PANEL_LETTERS,
     seeds: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """All runs of Figure 1 at the size of `profile`, into `out`; returns and writes `results.json`.
 
     `results.json` holds `provenance`, `records` (one per run, task and radius), and, one per run, `diagnostics` and
-    `along_the_way`. panels, seeds: a slice, as in `figure1_runs`. The records depend on the profile, the slice and
-    `overrides` alone, however often the work was interrupted; `wall_s` is of the last call. Errors as in `run_all`.
+    `along_the_way`. panels, seeds, methods: a slice, as in `figure1_runs`. The records depend on the profile, the slice
+    and `overrides` alone, however often the work was interrupted; `wall_s` is of the last call. Errors as in `run_all`.
     """
-    configs = figure1_runs(profile, panels, seeds, **overrides)
+    configs = figure1_runs(profile, panels, seeds, methods, **overrides)
     evaluation = PROFILES[profile].evaluation
     origin, started = provenance(configs[0].device), time.monotonic()
     with exclusive(out):

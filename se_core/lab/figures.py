@@ -80,7 +80,8 @@ def figure1(results: dict[str, Any]) -> Figure:
                 _draw_panel(axes, results, panel)
             else:
                 axes.set_axis_off()
-        grid[0, 1].legend(loc="upper right")  # where no curve passes
+        drawn = next(axes for axes in grid.flat if axes.lines)
+        grid[0, 1].legend(*drawn.get_legend_handles_labels(), loc="upper right")  # where no curve passes
         figure.supylabel("adversarial test accuracy (%)", fontsize=9)
         figure.supxlabel(
             "attack radius (largest change of a pixel, pixels in [0, 1]); vertical line: selection radius", fontsize=9
@@ -158,8 +159,10 @@ def _plus_minus(value: float, half: float, digits: int) -> str:
 
 
 def draw(results: dict[str, Any], networks: dict[str, tuple[RunConfig, VAE]], out: Path) -> None:
-    """Write `figure1` and, of networks as in `attacked_digits`, that picture (PNG and SVG) into `out`."""
+    """Write `figure1` and, of networks as in `attacked_digits`, that picture (PNG and SVG) into `out`; of a slice, what
+    there is to draw."""
     digest = results_digest(results)
-    save(figure1(results), out / "figure1.png", digest)
-    if networks:
+    if panels_of(results["records"]):
+        save(figure1(results), out / "figure1.png", digest)
+    if set(networks) == set(METHODS):
         save(attacked_digits(networks), out / "attacked_digits.png", digest)

@@ -23,8 +23,8 @@ def select(records: Sequence[Record], panel: Panel, method: str) -> list[Record]
 
 
 def panels_of(records: Sequence[Record]) -> list[Panel]:
-    """The panels of which there are records: all, but for a slice of a profile."""
-    return [panel for panel in PANELS if select(records, panel, "vae")]
+    """The panels of which there are records of each of `METHODS`: all, but for a slice of a profile."""
+    return [panel for panel in PANELS if all(select(records, panel, method) for method in METHODS)]
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -83,6 +83,13 @@ def test_the_slices_of_a_profile_are_the_whole() -> None:
             figure1_runs("full", panels)
     with pytest.raises(ValueError, match=r"seeds=\[3\] must be some of profile 'full': 0, 1, 2"):
         figure1_runs("full", seeds=[3])
+    chosen = figure1_runs("full", "abd", [1], ["pinned", "labels"])
+    assert {(r.architecture, r.label) for r in chosen} == {("mlp", "pinned"), ("conv", "pinned"), ("conv", "labels")}
+    for profile, method in (("full", "sse"), ("small", "labels")):
+        with pytest.raises(
+            ValueError, match=rf"methods=\['{method}'\] must be some of profile '{profile}': vae, se, pin"
+        ):
+            figure1_runs(profile, methods=[method])
 
 
 def test_what_the_methods_differ_in_is_not_for_every_run() -> None:
