@@ -1,6 +1,7 @@
 """Copy finished results into the repository: for the book, and as pictures and tables into the README.
 
     .venv/bin/python book/publish.py runs/figure1-small
+    .venv/bin/python book/publish.py runs/figure1-full-*    # slices, each into what is there
     .venv/bin/python book/publish.py                        # the tables alone, from what is committed
 
 The benchmarks write theirs by themselves: `benchmarks/training_step.py --out book/results/training_step.json`, and so
@@ -14,9 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from se_core.lab.config import RunConfig
 from se_core.lab.experiments import PANELS
 from se_core.lab.figures import METHODS, table
 from se_core.lab.statistics import claims, robustness
+from se_core.lab.storage import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results"
@@ -65,24 +68,33 @@ def floor_table(results: dict[str, Any], floor: dict[str, Any]) -> str:
 
 
 def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """One set of results of those of several slices of a profile."""
-    provenances = [part["provenance"] for part in parts]
-    if len({p["profile"] for p in provenances}) != 1 or any(
-        p["evaluation"] != provenances[0]["evaluation"] for p in provenances
-    ):
-        raise ValueError("the parts must be slices of one profile, evaluated alike")
-    if len(runs := [run for p in provenances for run in p["runs"]]) != len({json.dumps(run) for run in runs}):
-        raise ValueError("the parts must be different slices; a run is in two of them")
+    """One set of results of those of several slices of a profile; of a run that is in two of them, the later."""
+    if any(part["provenance"]["evaluation"] != parts[-1]["provenance"]["evaluation"] for part in parts):
+        raise ValueError("the parts were not evaluated alike; evaluate and publish all of them again")
+    kept: dict[tuple, list[Any]] = {}
+    for part in parts:
+        for run, *rest in zip(part["provenance"]["runs"], part["diagnostics"], part["along_the_way"], strict=True):
+            config = RunConfig(**run)
+            key = (config.dataset, config.architecture, config.label, config.seed, config.latent_dim)
+            kept[key] = [run, *rest, [r for r in part["records"] if tuple(r[name] for name in _RUN) == key]]
+    runs, diagnostics, along_the_way, records = map(list, zip(*kept.values(), strict=True))
+    origins = [part["provenance"] for part in parts]
     return {
-        "provenance": provenances[0]
+        "provenance": origins[-1]
         | {
-            "seeds": sorted({seed for p in provenances for seed in p["seeds"]}),
             "runs": runs,
-            "wall_s": round(sum(p["wall_s"] for p in provenances), 1),
-            "training_commits": sorted({commit for p in provenances for commit in p["training_commits"]}),
-            "training_wall_s": round(sum(p["training_wall_s"] for p in provenances), 1),
-        }
-    } | {key: [row for part in parts for row in part[key]] for key in ("records", "diagnostics", "along_the_way")}
+            "seeds": sorted({run["seed"] for run in runs}),
+            "wall_s": round(sum(origin["wall_s"] for origin in origins), 1),
+            "training_wall_s": round(sum(origin["training_wall_s"] for origin in origins), 1),
+            "training_commits": sorted({commit for origin in origins for commit in origin["training_commits"]}),
+        },
+        "records": [record for of_run in records for record in of_run],
+        "diagnostics": diagnostics,
+        "along_the_way": along_the_way,
+    }
+
+
+_RUN = ("dataset", "architecture", "method", "seed", "latent_dim")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -91,10 +103,15 @@ def read(name: str) -> dict[str, Any]:
 
 def main() -> None:
     for run in map(Path, sys.argv[1:]):
-        shutil.copy(run / "results.json", RESULTS / f"{run.name}.json")
-        for picture in ("figure1", "attacked_digits"):
-            profile = run.name.removeprefix("figure1-")
-            shutil.copy(run / f"{picture}.png", ROOT / "book" / "_static" / f"{picture}-{profile}.png")
+        results = json.loads((run / "results.json").read_text())
+        name = f"figure1-{results['provenance']['profile']}"
+        if run.name != name and (RESULTS / f"{name}.json").exists():  # a slice
+            results = merged([read(name), results])
+        write_json(RESULTS / f"{name}.json", results)
+        if run.name == name:
+            for picture in ("figure1", "attacked_digits"):
+                profile = name.removeprefix("figure1-")
+                shutil.copy(run / f"{picture}.png", ROOT / "book" / "_static" / f"{picture}-{profile}.png")
     page = (ROOT / "README.md").read_text()
     tables = {
         "results": table(read("figure1-small")),

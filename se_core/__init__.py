@@ -10,6 +10,7 @@ from se_core.gaussians import DiagonalGaussian, FullGaussian
 from se_core.memory import SelectionMemory
 from se_core.networks import VAE, build_vae
 from se_core.objectives import elbo, se_elbo
+from se_core.pretrained import load_pretrained
 
 __all__ = [
     "VAE",
@@ -21,6 +22,7 @@ __all__ = [
     "elbo",
     "fictive_sample",
     "load",
+    "load_pretrained",
     "pgd",
     "se_elbo",
 ]

@@ -9,10 +9,11 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = (
     "errors", "gaussians", "_full_transport", "_sinkhorn", "transport", "_batch_last", "networks", "paired_prior",
     "objectives", "memory", "_borrowing", "attacks", "_torchvision", "_idx", "_mnist", "datasets",
+    "pretrained",
 )  # fmt: skip
 LAB = (
-    "config", "storage", "runs", "steps", "training", "evaluation", "experiments", "executors", "statistics", "figures",
-    "cli",
+    "config", "storage", "runs", "steps", "training", "evaluation", "milestones", "experiments", "executors",
+    "statistics", "figures", "cli",
 )  # fmt: skip
 ORDER = [f"se_core.{name}" for name in LIBRARY] + [f"se_core.lab.{name}" for name in LAB]
 FILES = [path for path in (ROOT / "se_core").rglob("*.py") if path.name != "__init__.py"]

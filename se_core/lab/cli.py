@@ -13,13 +13,15 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from se_core.datasets import fetch
-from se_core.errors import SmoothEncoderError
+from se_core.errors import InvalidValueError, SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig
-from se_core.lab.evaluation import evaluate
+from se_core.lab.evaluation import evaluate, evaluate_pretrained
 from se_core.lab.executors import LocalProcesses, configure_process
 from se_core.lab.experiments import PANEL_LETTERS, PROFILES, examples, figure1_runs, reproduce, row
 from se_core.lab.figures import draw, table
+from se_core.lab.storage import read_json
 from se_core.lab.training import Interrupted, train
+from se_core.pretrained import PRETRAINED
 
 
 def _cores() -> int:
@@ -41,8 +43,9 @@ def _parser() -> ArgumentParser:
     training.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds the runs")
     training.add_argument("--checkpoint_every", type=int, default=500, help="steps between two checkpoints")
 
-    evaluation = _command("Evaluate a finished run: probe, accuracy against radius, diagnostics.")
-    evaluation.add_argument("run", type=Path, help="the folder of a finished run")
+    evaluation = _command("Evaluate a finished run, or a pretrained encoder: accuracy against radius.")
+    evaluation.add_argument("run", type=Path | None, nargs="?", default=None, help="the folder of a finished run")
+    evaluation.add_argument("--pretrained", type=str | None, default=None, help=f"one of {', '.join(PRETRAINED)}")
     evaluation.add_argument("--config", action="config", help="a YAML file with any of the options below")
     evaluation.add_class_arguments(EvaluationConfig)
     evaluation.add_argument("--device", type=str, default="cpu")
@@ -93,7 +96,10 @@ def _prepared(command: str, arguments: Namespace) -> Callable[[], None]:
         case "train":
             return partial(_train, fields_of(RunConfig), arguments.runs, arguments.checkpoint_every)
         case "evaluate":
-            return partial(_evaluate, arguments.run, fields_of(EvaluationConfig), arguments.device)
+            if (arguments.run is None) == (arguments.pretrained is None):
+                raise InvalidValueError("evaluate takes the folder of a run, or --pretrained NAME: one of the two")
+            subject = arguments.run or arguments.pretrained
+            return partial(_evaluate, subject, fields_of(EvaluationConfig), arguments.device)
         case _:
             names = {field.name for field in fields(RunConfig)} & set(arguments.keys())
             overrides = {name: arguments[name] for name in names if arguments[name] is not None}
@@ -111,10 +117,13 @@ def _train(config: RunConfig, runs: Path, checkpoint_every: int) -> None:
     print(folder)
 
 
-def _evaluate(run: Path, config: EvaluationConfig, device: str) -> None:
-    path = evaluate(run, config, device)
-    print(row(path))
-    print(path)
+def _evaluate(subject: Path | str, config: EvaluationConfig, device: str) -> None:
+    if isinstance(subject, str):
+        print(row(evaluate_pretrained(subject, config, device)))
+    else:
+        path = evaluate(subject, config, device)
+        print(row(read_json(path)["records"]))
+        print(path)
 
 
 def _reproduce(profile: str, out: Path, execute: LocalProcesses, overrides: dict[str, Any]) -> None:

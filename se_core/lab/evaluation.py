@@ -4,7 +4,6 @@ The threat model: the attacker knows encoder and probe, and may change every pix
 [0, 1]. The probe is a multinomial logistic regression on the raw means of the encoder, fitted on clean images.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,11 +17,12 @@ from se_core.attacks import Attack, cross_entropy, fictive_sample, margin, pgd
 from se_core.datasets import COLOURS, DigitImages
 from se_core.errors import SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
-from se_core.lab.runs import check_data, images, load_run
+from se_core.lab.runs import check_data, images, load_run, milestones
 from se_core.lab.steps import derived_generator
 from se_core.lab.storage import CheckpointError, provenance, read_json, write_json
 from se_core.networks import VAE
 from se_core.objectives import elbo
+from se_core.pretrained import Mean, load_pretrained
 from se_core.transport import w2_squared
 
 Logits = Callable[[Tensor], Tensor]
@@ -41,7 +41,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     """Evaluate a finished run; returns its `evaluation-*.json`, written once and then reused.
 
     The file holds `records`, one per task and radius (dataset, architecture, task, method, seed, latent_dim, radius,
-    accuracy, n), `diagnostics`, and `along_the_way`, what `judge_on_the_way` found; one that is damaged, of version
+    accuracy, n), `diagnostics`, and `along_the_way`, what `lab.milestones` finds; one that is damaged, of version
     0.1.0 (whose attack returned its last point) or of other test digits is written again. Raises CheckpointError,
     DataError (also where the training data have changed), StorageError, ProbeNotConverged, and InvalidValueError for a
     device that is not there.
@@ -58,67 +58,52 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     if _is_sound(path, test_data.sha256):
         return path
     vae.to(device)
-    n = min(config.test_images or len(test_data), len(test_data))
-    x = test_data.images(torch.arange(n, device=device))
+    x = test_data.images(torch.arange(min(config.test_images or len(test_data), len(test_data)), device=device))
     means = encode_means(vae, train_data)
-    records = []
-    for task in tasks(run):
-        probe = fit_probe(means, train_data.labels(task), CLASSES[task], config.l2)
-        curve = accuracy_against_radius(
-            nn.Sequential(_Mean(vae.encoder), probe), x, test_data.labels(task)[:n], config, run.seed
-        )
-        records += [
-            _identity(run) | {"task": task, "radius": radius, "accuracy": accuracy, "n": n}
-            for radius, accuracy in zip(config.radii, curve, strict=True)
-        ]
+    probes = {task: fit_probe(means, train_data.labels(task), CLASSES[task], config.l2) for task in tasks(run)}
     result = {
         "run": folder.name,
         "evaluation": asdict(config),
         "test_sha256": test_data.sha256,
         "provenance": provenance(device),
-        "records": records,
-        "diagnostics": diagnostics(vae, encode_means(vae, test_data, n), x, _noise_variance(run), run.radius, run.seed),
+        "records": judged(run, vae, probes, x, test_data, config),
+        "diagnostics": diagnostics(run, vae, encode_means(vae, test_data, len(x)), x),
         "along_the_way": milestones(folder),
     }
     write_json(path, result)
     return path
 
 
-def judge_on_the_way(run: RunConfig) -> Callable[[VAE], dict[str, Any]]:
-    """What `train` logs of a run now and then: the accuracy of its representation without and with a short attack, task
-    by task and radius by radius, and its diagnostics, on the first validation digits; the probe is fitted on the first
-    5,000 training images."""
-    short = EvaluationConfig(radii=(0.0, 0.05, 0.1), attack_steps=10, test_images=BATCH, split="validation")
-    known, held_out = images(run, "train"), images(run, "validation")
-    known, held_out = known.subset(0, min(5000, len(known))), held_out.subset(0, min(BATCH, len(held_out)))
-    x = held_out.images()
-
-    def judge(vae: VAE) -> dict[str, Any]:
-        means = encode_means(vae, known)
-        accuracy = {}
-        for task in tasks(run):
-            probe = fit_probe(means, known.labels(task), CLASSES[task], short.l2)
-            logits = nn.Sequential(_Mean(vae.encoder), probe)
-            accuracy[task] = accuracy_against_radius(logits, x, held_out.labels(task), short, run.seed)
-        found = diagnostics(vae, encode_means(vae, held_out), x, _noise_variance(run), run.radius, run.seed)
-        return {"validation": {"radii": short.radii, "accuracy": accuracy} | found}
-
-    return judge
+def evaluate_pretrained(name: str, config: EvaluationConfig, device: str = "cpu") -> list[dict[str, Any]]:
+    """The records, as in `evaluate`, of a pretrained encoder and its probes on the bundled digits; the probes are those
+    that it came with, whatever `config.l2`. Raises what `load_pretrained` and `usable_device` raise."""
+    usable_device(device)
+    pretrained = load_pretrained(name)
+    run = RunConfig(**(pretrained.record["run"] | {"source": "bundled", "device": device}))
+    data = images(run, config.split)
+    x = data.images(torch.arange(min(config.test_images or len(data), len(data)), device=device))
+    probes = {task: probe.to(device) for task, probe in pretrained.probes.items()}
+    return judged(run, pretrained.vae.to(device), probes, x, data, config)
 
 
-def milestones(folder: Path) -> list[dict[str, Any]]:
-    """The rows that `judge_on_the_way` left in a run's metrics, with their steps."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{"step": row["step"]} | row["validation"] for row in rows if "validation" in row]
+def judged(
+    run: RunConfig, vae: VAE, probes: dict[str, nn.Linear], x: Tensor, data: DigitImages, config: EvaluationConfig
+) -> list[dict[str, Any]]:
+    """The records of a run: for each task, its accuracy at each radius on x, the first images of `data`."""
+    records = []
+    for task, probe in probes.items():
+        labels = data.labels(task)[: len(x)]
+        curve = accuracy_against_radius(nn.Sequential(Mean(vae.encoder), probe), x, labels, config, run.seed)
+        records += [
+            _identity(run) | {"task": task, "radius": radius, "accuracy": accuracy, "n": len(x)}
+            for radius, accuracy in zip(config.radii, curve, strict=True)
+        ]
+    return records
 
 
 def tasks(run: RunConfig) -> tuple[str, ...]:
     """What there is to tell of the images of a run."""
     return ("digit",) if run.dataset == "mnist" else ("colour", "digit")
-
-
-def _noise_variance(run: RunConfig) -> float | None:
-    return None if run.method == "classifier" else run.noise_variance
 
 
 def _identity(run: RunConfig) -> dict[str, Any]:
@@ -137,17 +122,6 @@ def _is_sound(path: Path, test_sha256: str) -> bool:
     if not sound:
         print(f"note: {path} is damaged, of version 0.1.0, or of other test digits; evaluating again", flush=True)
     return sound
-
-
-class _Mean(nn.Module):
-    """x -> the mean of q(Z | x), the representation that the probe sees."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.encoder(x).mean
 
 
 def encode_means(vae: VAE, data: DigitImages, n: int | None = None) -> Tensor:
@@ -262,25 +236,23 @@ def _survivors(
     return alive
 
 
-def diagnostics(
-    vae: VAE, means: Tensor, x: Tensor, noise_variance: float | None, radius: float, seed: int
-) -> dict[str, float]:
+def diagnostics(run: RunConfig, vae: VAE, means: Tensor, x: Tensor) -> dict[str, float]:
     """What to read with a robustness figure, for an encoder can look robust by shrinking.
 
     x (N, C, 28, 28) test images, means (N, latent_dim) their representations. Returns the ELBO in nats per example,
     the mean squared error of a reconstruction per pixel, the number of active latents, the total variance of the
-    means, and the share of it that the selection mechanism moves at `radius`: W_2^2(q(Z|x), q(Z|x')) averaged over
-    images, over the total variance (NaN where that is zero). noise_variance: None where there is no decoder, but a
-    classifier's head: it has no ELBO and no reconstruction.
+    means, and the share of it that the selection mechanism moves at the run's radius: W_2^2(q(Z|x), q(Z|x')) averaged
+    over images, over the total variance (NaN where that is zero). A classifier has no ELBO and reconstructs nothing:
+    NaN.
     """
-    generator = derived_generator(x.device, seed, "companions")  # the first name of these numbers; it decides the draws
+    generator = derived_generator(x.device, run.seed, "companions")  # their first name decides the draws
     bounds, errors, moved = [], [], []
     for block in x.split(BATCH):
-        x_prime = fictive_sample(vae.encoder, block, radius, steps=40, generator=generator) if radius else block
+        x_prime = fictive_sample(vae.encoder, block, run.radius, 40, generator=generator) if run.radius else block
         with torch.no_grad():
             q = vae.encode(block)
-            if noise_variance is not None:
-                bounds.append(elbo(block, q, vae.decode, noise_variance, generator).value)
+            if run.method != "classifier":
+                bounds.append(elbo(block, q, vae.decode, run.noise_variance, generator).value)
                 errors.append((vae.reconstruct(block) - block).square().flatten(1).mean(-1))
             moved.append(w2_squared(q, vae.encode(x_prime)))
     variances = means.double().var(0)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from se_core.datasets import load
 from se_core.errors import InvalidValueError
 from se_core.lab.config import EvaluationConfig, RunConfig, usable_device
-from se_core.lab.evaluation import evaluate, judge_on_the_way
+from se_core.lab.evaluation import evaluate
+from se_core.lab.milestones import judge_on_the_way
 from se_core.lab.runs import load_run
 from se_core.lab.storage import exclusive, provenance, read_json, write_json
 from se_core.lab.training import Interrupted, train
@@ -215,7 +216,7 @@ def run_all(
                 bar.update(min(event.steps * _cost(event.config) / event.config.iterations, bar.total - bar.n))
                 if event.evaluation:
                     done[event.config] = event.evaluation
-                    tqdm.write(f"[{len(done):2d}/{len(distinct)}] {row(event.evaluation)}")
+                    tqdm.write(f"[{len(done):2d}/{len(distinct)}] {row(read_json(event.evaluation)['records'])}")
                 bar.set_postfix_str(f"{len(done)} of {len(distinct)} done")
         except (KeyboardInterrupt, Interrupted):
             message = f"stopped with {len(done)} of {len(distinct)} runs done; the same command continues"
@@ -230,9 +231,8 @@ def _cost(config: RunConfig) -> float:
     return config.iterations * config.batch_size * passes * weight * (1.7 if config.dataset == "colour-mnist" else 1.0)
 
 
-def row(path: Path) -> str:
-    """One line for an `evaluation-*.json`: the run, and for each task its accuracies in per cent, radius by radius."""
-    records = read_json(path)["records"]
+def row(records: list[dict[str, Any]]) -> str:
+    """One line for the records of one run: which, and for each task its accuracies in per cent, radius by radius."""
     curves = "; ".join(
         f"{task} " + " ".join(f"{100 * r['accuracy']:.0f}" for r in records if r["task"] == task)
         for task in dict.fromkeys(r["task"] for r in records)

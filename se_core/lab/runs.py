@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +201,12 @@ def networks(config: RunConfig) -> VAE:
         for parameter in vae.decoder.parameters():
             nn.init.zeros_(parameter)
     return vae
+
+
+def milestones(folder: Path) -> list[dict[str, Any]]:
+    """The rows that `judge_on_the_way` left in a run's metrics, with their steps."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{"step": row["step"]} | row["validation"] for row in rows if "validation" in row]
 
 
 def _logged_step(line: str) -> int:

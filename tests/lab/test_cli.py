@@ -110,7 +110,7 @@ def test_a_damaged_model_is_not_evaluated(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_unknown_profiles_and_workers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert "choose one of tiny, small, paper" in _fails(["reproduce", "--profile=huge"], capsys)
+    assert "choose one of tiny, small, full, paper" in _fails(["reproduce", "--profile=huge"], capsys)
     argv = ["reproduce", "--profile=tiny", "--workers=0", f"--out={tmp_path}"]
     assert "workers=0 must be at least 1" in _fails(argv, capsys)
 
@@ -126,9 +126,10 @@ def test_reproduce_passes_its_flags_to_every_run(
 
     monkeypatch.setattr(cli, "reproduce", reproduce)
     argv = ["reproduce", "--attack-dtype=bfloat16", "--compile=true", "--gamma=3", f"--out={tmp_path}", "--workers=5"]
+    argv += ["--panels=ab", "--seeds=[0,2]", "--methods=[vae,pinned]"]
     assert "enough" in _fails(argv, capsys)
     expected = {"attack_dtype": "bfloat16", "compile": True, "gamma": 3.0, "profile": "small", "out": tmp_path}
-    assert asked == expected | {"workers": 5}
+    assert asked == expected | {"workers": 5, "panels": "ab", "seeds": [0, 2], "methods": ["vae", "pinned"]}
 
 
 def test_a_terminal_sees_progress_with_rate_and_remaining_time(
@@ -215,3 +216,9 @@ def test_a_closed_pipe_is_no_traceback(whole: Path) -> None:
     assert process.returncode == 141
     assert "Traceback" not in said
     assert "Broken" not in said
+
+
+def test_evaluate_wants_one_subject(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for argv in (["evaluate"], ["evaluate", str(tmp_path), "--pretrained", "mnist-conv-vae"]):
+        assert "takes the folder of a run, or --pretrained NAME: one of the two" in _fails(argv, capsys)
+    assert "name='mnist' is unknown; choose one of" in _fails(["evaluate", "--pretrained", "mnist"], capsys)

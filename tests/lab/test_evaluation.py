@@ -138,12 +138,12 @@ def test_diagnostics_measure_what_they_name() -> None:
         means = vae.encode(x).mean
         vae.encoder.layers[-1].weight[2] = 0  # a latent that sleeps, whose mean is constant
         sleeping = vae.encode(x).mean
-    still = diagnostics(vae, sleeping, x, noise_variance=0.25, radius=0.0, seed=0)
+    still = diagnostics(RunConfig(noise_variance=0.25, radius=0.0), vae, sleeping, x)
     assert still["active_latents"] == 5
     assert still["moved_share"] == 0.0
     assert still["latent_variance"] == pytest.approx(float(sleeping.double().var(0).sum()))
-    shrunk = diagnostics(build_vae("mlp", 1, 6), means, x, 0.25, radius=0.1, seed=0)
-    doubled = diagnostics(build_vae("mlp", 1, 6), 2 * means, x, 0.25, radius=0.1, seed=0)
+    shrunk = diagnostics(RunConfig(noise_variance=0.25, radius=0.1), build_vae("mlp", 1, 6), means, x)
+    doubled = diagnostics(RunConfig(noise_variance=0.25, radius=0.1), build_vae("mlp", 1, 6), 2 * means, x)
     assert shrunk["moved_share"] == pytest.approx(4 * doubled["moved_share"])
     assert still["reconstruction_mse"] == pytest.approx(
         float((vae.decode(sleeping) - x).detach().double().square().mean()), rel=1e-5
@@ -153,10 +153,12 @@ def test_diagnostics_measure_what_they_name() -> None:
 def test_elbo_of_the_diagnostics_is_what_training_maximises(trained: Path) -> None:
     """300 steps raise the ELBO above that of the untrained networks, and towards the likelihood's own ceiling."""
     config, vae = load_run(trained)
-    x = load("mnist", "test").images(torch.arange(200))
-    after = diagnostics(vae, encode_means(vae, load("mnist", "test"), 200), x, 0.25, 0.0, 0)["elbo"]
+    run, digits = RunConfig(noise_variance=0.25, radius=0.0), load("mnist", "test")
     fresh = build_vae(config.architecture, 1, config.latent_dim)
-    before = diagnostics(fresh, encode_means(fresh, load("mnist", "test"), 200), x, 0.25, 0.0, 0)["elbo"]
+    after, before = (
+        diagnostics(run, v, encode_means(v, digits, 200), digits.images(torch.arange(200)))["elbo"]
+        for v in (vae, fresh)
+    )
     ceiling = -784 / 2 * math.log(2 * math.pi * 0.25)
     assert before < after < ceiling
 
@@ -209,4 +211,4 @@ def test_the_probe_does_not_mind_the_scale_of_a_latent() -> None:
 def test_collapsed_means_have_no_share_that_moves() -> None:
     vae = build_vae("mlp", 1, 6)
     x = load("mnist", "test").images(torch.arange(8))
-    assert math.isnan(diagnostics(vae, torch.ones(8, 6), x, 0.25, 0.1, 0)["moved_share"])
+    assert math.isnan(diagnostics(RunConfig(noise_variance=0.25, radius=0.1), vae, torch.ones(8, 6), x)["moved_share"])

@@ -19,8 +19,9 @@ from tiny_runs import outcome, stop_at, write_digits
 
 from se_core.lab import steps, storage, training
 from se_core.lab.config import EvaluationConfig, RunConfig
-from se_core.lab.evaluation import evaluate, judge_on_the_way, milestones
-from se_core.lab.runs import images
+from se_core.lab.evaluation import evaluate
+from se_core.lab.milestones import judge_on_the_way
+from se_core.lab.runs import images, milestones
 from se_core.lab.training import Batches, Interrupted, TrainingDiverged, train
 
 CASES: list[dict[str, Any]] = [
