@@ -1,6 +1,7 @@
 """The floor under Figure 1: linear representations, never trained to be robust, under the same probe and attack.
 
     .venv/bin/python benchmarks/floor.py --profile small --out book/results/floor-small.json
+    .venv/bin/python benchmarks/floor.py --profile full --pixels false --out book/results/floor-full.json
 
 PCA with as many components as the encoders have latents, and the raw pixels, fitted on the same training digits and
 judged on the same test digits. An encoder that is not above them knows nothing that a line through the data does not.
@@ -38,12 +39,15 @@ def pixels_of(data: DigitImages) -> Tensor:
     return torch.cat([data.images(rows).flatten(1) for rows in torch.arange(len(data)).split(BATCH)])
 
 
-def records(panel: Panel, run: RunConfig, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
+def records(panel: Panel, run: RunConfig, evaluation: EvaluationConfig, with_pixels: bool) -> list[dict[str, Any]]:
     train, test = images(run, "train"), images(run, evaluation.split)
     n = min(evaluation.test_images or len(test), len(test))
     x, labels, pixels = test.images(torch.arange(n)), test.labels(panel.task)[:n], pixels_of(train)
     rows = []
-    for name, layer in (("pca", principal_components(pixels, run.latent_dim)), ("pixels", nn.Identity())):
+    layers: dict[str, nn.Module] = {"pca": principal_components(pixels, run.latent_dim)}
+    if with_pixels:
+        layers["pixels"] = nn.Identity()
+    for name, layer in layers.items():
         probe = fit_probe(layer(pixels), train.labels(panel.task), CLASSES[panel.task], evaluation.l2)
         classifier = nn.Sequential(nn.Flatten(), layer, probe)
         curve = accuracy_against_radius(classifier, x, labels, evaluation, run.seed)
@@ -58,12 +62,17 @@ def records(panel: Panel, run: RunConfig, evaluation: EvaluationConfig) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="small")
+    parser.add_argument("--pixels", choices=("true", "false"), default="true", help="of 350,000 images: an hour")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     configure_process()
     evaluation = PROFILES[arguments.profile].evaluation
     runs = {(r.dataset, r.architecture): r for r in reversed(figure1_runs(arguments.profile))}
-    rows = [row for p in PANELS for row in records(p, runs[p.dataset, p.architecture], evaluation)]
+    rows = [
+        row
+        for p in PANELS
+        for row in records(p, runs[p.dataset, p.architecture], evaluation, arguments.pixels == "true")
+    ]
     if arguments.out:
         header = {"provenance": provenance(), "profile": arguments.profile, "evaluation": asdict(evaluation)}
         write_json(arguments.out, header | {"records": rows})

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from torch.func import grad_and_value
 
 from se_core._borrowing import left_unchanged, without_writing_buffers
+from se_core._compilation import compiled as compile_once
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.gaussians import Gaussian, as_gaussian
 from se_core.memory import Remembered, check_memory
@@ -213,11 +214,8 @@ def _better(best: _Found | None, found: _Found) -> _Found:
     return _Found(torch.where(higher, found.x, best.x), torch.maximum(found.value, best.value))
 
 
-@functools.cache
 def _compiled(path: Callable[..., Any]) -> Callable[..., Any]:
-    # Made when first asked for: it imports the whole compiler. Under no_grad, nothing is stored for the gradients of
-    # parameters.
-    return torch.no_grad()(torch.compile(path, dynamic=False))
+    return torch.no_grad()(compile_once(path))  # nothing is stored for the gradients of parameters
 
 
 def _value(objective: Objective, x: Tensor) -> Tensor:

@@ -56,16 +56,19 @@ class ElboTerms(NamedTuple):
         return self.log_likelihood - self.kl - self.kl_fictive - self.mutual_information - self.transport
 
 
-def reparameterised_sample(q: Gaussian, generator: torch.Generator | None = None) -> Tensor:
-    """z = mean + scale noise, (..., D); differentiable in both parameters (Kingma and Welling, 2013)."""
+def reparameterised_sample(
+    q: Gaussian, generator: torch.Generator | None = None, noise: Tensor | None = None
+) -> Tensor:
+    """z = mean + scale noise, (..., D); differentiable in both (Kingma and Welling, 2013). noise: as drawn before."""
     q = as_gaussian(q)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=q.mean.device, dtype=q.mean.dtype)
-
+    shape = q.mean.shape if isinstance(q, DiagonalGaussian) else (*q.mean.shape[:-1], q.scale.shape[-1])
+    if noise is None:
+        noise = torch.randn(shape, generator=generator, device=q.mean.device, dtype=q.mean.dtype)
+    elif noise.shape != shape:
+        raise InvalidValueError(f"noise must have the shape {tuple(shape)}, got {tuple(noise.shape)}")
     if isinstance(q, DiagonalGaussian):
-        return q.mean + torch.exp(q.log_var / 2) * noise(*q.mean.shape)
-    return q.mean + (q.scale @ noise(*q.mean.shape[:-1], q.scale.shape[-1], 1))[..., 0]
+        return q.mean + torch.exp(q.log_var / 2) * noise
+    return q.mean + (q.scale @ noise[..., None])[..., 0]
 
 
 def gaussian_log_likelihood(x: Tensor, mean: Tensor, noise_variance: float | Tensor) -> Tensor:
@@ -87,18 +90,21 @@ def elbo(
     decoder: Decoder,
     noise_variance: float | Tensor,
     generator: torch.Generator | None = None,
+    *,
+    noise: Tensor | None = None,
 ) -> ElboTerms:
     """The evidence lower bound B_x(eta, theta) of section 1.
 
     x: (B, ...) in [0, 1]; q: q(Z | x), a batch of B Gaussians, mean (B, latent_dim), or distributions of torch that
     `as_gaussian` reads; decoder: z (B, latent_dim) -> mean image, the shape of x; noise_variance: v > 0, one number or
-    one a channel, which may be learned. Only the likelihood is sampled (one draw), the KL is exact.
+    one a channel, which may be learned. Only the likelihood is sampled (one draw, from `generator` or, under
+    `torch.compile`, to which generators are opaque, by `noise` (B, latent_dim)), the KL is exact.
 
     Raises InvalidTypeError for an x that is not floating and a q that is no Gaussian; InvalidValueError for a v that is
     not positive (of a tensor, the values are looked at on the CPU only) or has another shape, a q that is not one
     Gaussian for each image, and a decoded image of another shape than x.
     """
-    return _elbo_and_its_draw(x, q, decoder, noise_variance, generator)[0]
+    return _elbo_and_its_draw(x, q, decoder, noise_variance, generator, noise)[0]
 
 
 def se_elbo(
@@ -110,6 +116,7 @@ def se_elbo(
     gamma: float | Tensor,
     generator: torch.Generator | None = None,
     *,
+    noise: Tensor | None = None,
     prior: Prior = "independent",
 ) -> ElboTerms:
     """The SE-ELBO of section 6 (with mu_a - mu_b where the paper prints mu_a - mu_a).
@@ -122,7 +129,7 @@ def se_elbo(
     """
     if prior not in ("independent", "paired"):
         raise InvalidValueError(f'prior={prior!r} must be "independent", as in the paper, or "paired"')
-    terms = elbo(x, q_a, decoder, noise_variance, generator)
+    terms = elbo(x, q_a, decoder, noise_variance, generator, noise=noise)
     q_b = _one_for_each_image("q_b", q_b, x)
     if isinstance(gamma, Tensor) and gamma.shape not in ((), (len(x),)):
         raise InvalidValueError(
@@ -179,12 +186,13 @@ def _elbo_and_its_draw(
     decoder: Decoder,
     noise_variance: float | Tensor,
     generator: torch.Generator | None,
+    noise: Tensor | None = None,
 ) -> tuple[ElboTerms, Tensor, Tensor]:
     """The ELBO, the z at which its likelihood was taken, and the mean image there."""
     check_images(x)
     _check_noise_variance(noise_variance, x)
     q = _one_for_each_image("q", q, x)
-    z = reparameterised_sample(q, generator)
+    z = reparameterised_sample(q, generator, noise)
     image = _decoded(decoder, z, x)
     log_likelihood = gaussian_log_likelihood(x, image, noise_variance)
     zero = torch.zeros_like(log_likelihood)

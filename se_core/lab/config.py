@@ -56,7 +56,7 @@ class RunConfig:
         seed: of initialisation, batches, colours and noise.
         device: "cpu", "cuda" or "cuda:N".
         attack_dtype: precision of the selection's gradients, "float32" or "bfloat16".
-        compile: run the selection under torch.compile.
+        compile: run the selection and the bound under torch.compile.
         scale: of the latent means, "free" as in the paper, or "pinned" (ours).
         memory: let the selection go on from where each image's last attack ended (ours), instead of starting anew.
         schedule: of the learning rate, "constant" or "cosine" to zero.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from se_core._compilation import compiled
 from se_core.attacks import fictive_sample
 from se_core.gaussians import Gaussian
 from se_core.lab.config import RunConfig
@@ -46,14 +47,30 @@ def bound(
     """The objective of `config.method` on a batch x (B, C, 28, 28), fictive samples included."""
     q_a, encode = vae.encode_around(x)
     if config.method == "vae":
-        terms = elbo(x, q_a, vae.decode, config.noise_variance, generator)
+        terms = _called(elbo, config, x, q_a, vae.decode, config.noise_variance, generator=generator)
         return terms._replace(kl=config.beta * terms.kl)
     if config.method == "avae":
         rho = paired_correlation(config.gamma)
         return autoencoding_elbo(x, q_a, encode, vae.decode, config.noise_variance, rho, generator)
     x_prime = _neighbour(config, encode, x, _divergence(config), q_a, generator, remembered)
-    prior: Any = config.prior
-    return se_elbo(x, q_a, encode(x_prime), vae.decode, config.noise_variance, config.gamma, generator, prior=prior)
+    settings = (vae.decode, config.noise_variance, config.gamma)
+    return _called(se_elbo, config, x, q_a, encode(x_prime), *settings, generator=generator, prior=config.prior)
+
+
+def _called(
+    objective: Callable[..., ElboTerms],
+    config: RunConfig,
+    x: Tensor,
+    q: Gaussian,
+    *arguments: Any,
+    generator: torch.Generator,
+    **options: Any,
+) -> ElboTerms:
+    """objective(x, q, ...) with its draw from `generator`, compiled if the configuration says so."""
+    if not config.compile:
+        return objective(x, q, *arguments, generator, **options)
+    noise = torch.randn(q.mean.shape, generator=generator, device=x.device)
+    return compiled(objective)(x, q, *arguments, noise=noise, **options)
 
 
 def label_likelihood(

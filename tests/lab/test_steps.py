@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from se_core.datasets import load
@@ -77,3 +78,17 @@ def test_without_steps_the_neighbour_is_anywhere_in_the_ball(tiny_config: Any) -
     torch.testing.assert_close(random, expected, rtol=0.03, atol=0)
     attacked = steps.bound(replace(config, attack_steps=5), vae, x, derived_generator("cpu", 0)).transport.mean()
     assert attacked.item() > 2 * random.item()
+
+
+@pytest.mark.parametrize("fields", [{"method": "vae"}, {"prior": "paired"}, {"scale": "pinned", "gamma": 10.0}])
+def test_compiled_it_is_the_same_objective(fields: dict, tiny_config: Any) -> None:
+    """The same draws: each term and each gradient, to the rounding of float32."""
+    x, outcomes = load("mnist", "train").images(torch.arange(16)), []
+    for compiled in (False, True):
+        config = tiny_config(compile=compiled, **fields)
+        vae = build_vae("mlp", 1, 4, scale=config.scale)
+        terms = steps.bound(config, vae, x, derived_generator("cpu", 0))
+        (-terms.value.mean()).backward()
+        outcomes.append((*terms, *(p.grad for p in vae.parameters())))
+    for ours, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.detach().abs().max()))

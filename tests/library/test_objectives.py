@@ -277,3 +277,14 @@ def test_a_decoder_of_other_latents_is_told_what_it_was_given() -> None:
     with pytest.raises(RuntimeError) as caught:
         elbo(X, DiagonalGaussian(Q_A.mean[:, :3], Q_A.log_var[:, :3]), decoder, V)
     assert "the decoder was given z of shape (5, 3)" in caught.value.__notes__[0]
+
+
+def test_noise_drawn_elsewhere_is_the_same_noise() -> None:
+    """Of the generator's draws, bit for bit; and of another shape refused."""
+    x, vae = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(1)), build_vae("mlp", 1, 4)
+    for q in (vae.encode(x), vae.encode(x).full()):
+        noise = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+        drawn = elbo(x, q, vae.decode, 0.1, torch.Generator().manual_seed(2))
+        assert torch.equal(elbo(x, q, vae.decode, 0.1, noise=noise).log_likelihood, drawn.log_likelihood)
+        with pytest.raises(ValueError, match=r"noise must have the shape \(6, 4\), got \(6, 3\)"):
+            elbo(x, q, vae.decode, 0.1, noise=noise[:, :3])
