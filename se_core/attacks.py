@@ -13,7 +13,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 from torch.func import grad_and_value
 
@@ -40,9 +40,12 @@ class Attack:
         step_size: of one step; 2.5 radius / steps by default, so that the far side of the ball is within reach.
         restarts: random starts, of which the best is taken, example by example.
         bounds: the range of a pixel.
+        momentum: share of the gradients before that a step goes along, each divided by its mean absolute value (Dong et
+            al., 2018).
+        spread: how far from x it may start, as a share of the radius.
 
     Raises InvalidValueError for a radius that is negative or not finite, a step size likewise, fewer than one step or
-    restart, and bounds that are not a lower and a higher number.
+    restart, bounds that are not a lower and a higher number, and a momentum or spread outside [0, 1].
     """
 
     radius: float
@@ -50,6 +53,8 @@ class Attack:
     step_size: float | None = None
     restarts: int = 1
     bounds: tuple[float, float] = (0.0, 1.0)
+    momentum: float = 0.0
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.radius) and self.radius >= 0):
@@ -64,6 +69,9 @@ class Attack:
         low, high = self.bounds
         if not low <= high:
             raise InvalidValueError(f"bounds={self.bounds} must be a lower and a higher number")
+        for name, share in (("momentum", self.momentum), ("spread", self.spread)):
+            if not 0 <= share <= 1:
+                raise InvalidValueError(f"{name}={share} must be in [0, 1]")
 
     @property
     def stride(self) -> float:
@@ -85,21 +93,23 @@ def pgd(
     bounds: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator | None = None,
     compiled: bool = False,
+    momentum: float = 0.0,
+    spread: float = 1.0,
 ) -> Tensor:
     """x' that maximises objective(x') over |x' - x| <= radius in each pixel and over `bounds`.
 
     objective: images (B, ...) -> values (B,), larger is worse for the model, each image's value its own.
     x: (B, ...). The start is uniform in the ball: at x' = x itself the gradient of W_2^2(q(.|x), q(.|x')) is exactly
     zero. The result is the best point of the whole path, example by example, at the price of one forward pass after
-    the last step. generator: on the device of x. compiled: run
-    the whole loop under `torch.compile` (worth it for many calls of one shape). The other arguments are those of
-    `Attack`.
+    the last step. Against a classifier a start near x (a small `spread`) finds more, and `momentum` helps. generator:
+    on the device of x. compiled: run the whole loop under `torch.compile` (worth it for many calls of one shape). The
+    other arguments are those of `Attack`.
 
     Returns a tensor of the shape of x, detached. Raises what `Attack` raises; InvalidTypeError for an x that is not
     floating; InvalidValueError for an x outside `bounds` (looked at on the CPU only, where it costs no
     synchronisation), for an objective whose values have another shape than (B,) or do not depend on x'.
     """
-    attack = Attack(radius, steps, step_size, restarts, bounds)
+    attack = Attack(radius, steps, step_size, restarts, bounds, momentum, spread)
     best_point = _compiled(_best_point) if compiled else _best_point
     with torch.inference_mode(False):
         x = _checked_images(x, attack)
@@ -164,25 +174,6 @@ def fictive_sample(
         return x_prime
 
 
-def cross_entropy(logits: Callable[[Tensor], Tensor], labels: Tensor) -> Objective:
-    """The classifier attack's usual objective, in nats: -log softmax of the true label; labels (B,) int64."""
-    return lambda x: nn.functional.cross_entropy(logits(x), labels, reduction="none")
-
-
-def margin(logits: Callable[[Tensor], Tensor], labels: Tensor) -> Objective:
-    """The best wrong logit minus the true one (Carlini and Wagner, 2016): positive exactly where misclassified.
-
-    Unlike the cross-entropy, its gradient does not vanish where the classifier is sure of itself.
-    """
-
-    def objective(x: Tensor) -> Tensor:
-        scores = logits(x)
-        true = labels[:, None]
-        return scores.scatter(-1, true, -math.inf).amax(-1) - scores.gather(-1, true)[:, 0]
-
-    return objective
-
-
 class _Found(NamedTuple):
     x: Tensor  # (B, ...)
     value: Tensor  # (B,)
@@ -198,12 +189,19 @@ def _last_point(objective: Objective, x: Tensor, x_prime: Tensor, attack: Attack
 
 
 def _best_point(objective: Objective, x: Tensor, x_prime: Tensor, attack: Attack) -> _Found:
-    box, best = attack.box(x), None
+    box, best, direction = attack.box(x), None, torch.zeros_like(x)
     for _ in range(attack.steps):
         value, gradient = _value_and_gradient(objective, x_prime)  # the pass that yields the gradient has the value
         best = _better(best, _Found(x_prime, value))
-        x_prime = torch.clamp(x_prime + attack.stride * gradient.sign(), *box)
+        direction = attack.momentum * direction + (_normalised(gradient) if attack.momentum else gradient)
+        x_prime = torch.clamp(x_prime + attack.stride * direction.sign(), *box)
     return _better(best, _Found(x_prime, _value(objective, x_prime).detach()))
+
+
+def _normalised(gradient: Tensor) -> Tensor:
+    """Divided by its mean absolute value, example by example; a gradient of zeros stays one."""
+    scale = gradient.abs().flatten(1).mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return gradient / scale.reshape(-1, *[1] * (gradient.dim() - 1))
 
 
 def _better(best: _Found | None, found: _Found) -> _Found:
@@ -257,7 +255,7 @@ def _in_the_dtype_of(x: Tensor, objective: Objective) -> Objective:
 def _random_start(x: Tensor, attack: Attack, generator: torch.Generator | None) -> Tensor:
     noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     low, high = attack.bounds
-    return _wide(torch.clamp(x + attack.radius * (2 * noise - 1), low, high))
+    return _wide(torch.clamp(x + attack.spread * attack.radius * (2 * noise - 1), low, high))
 
 
 def _inside(x_prime: Tensor, x: Tensor, attack: Attack) -> Tensor:

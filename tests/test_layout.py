@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = (
     "errors", "gaussians", "_full_transport", "_sinkhorn", "transport", "_batch_last", "networks", "paired_prior",
-    "objectives", "memory", "_borrowing", "_compilation", "attacks", "_torchvision", "_idx", "_mnist", "datasets",
-    "pretrained",
+    "objectives", "memory", "_borrowing", "_compilation", "attacks", "losses", "_torchvision", "_idx", "_mnist",
+    "datasets", "pretrained",
 )  # fmt: skip
 LAB = (
     "config", "storage", "runs", "steps", "training", "evaluation", "milestones", "experiments", "executors",

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from se_core import DiagonalGaussian, build_vae, elbo, fictive_sample, load, pgd, se_elbo
-from se_core.attacks import margin
 from se_core.lab.evaluation import fit_probe
 from se_core.lab.figures import METHODS, STYLE
+from se_core.losses import margin
 from se_core.transport import entropic_w2_squared, mutual_information, w2_squared
 
 torch.set_num_threads(1)

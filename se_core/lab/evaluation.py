@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se_core.attacks import Attack, cross_entropy, fictive_sample, margin, pgd
+from se_core.attacks import Attack, fictive_sample, pgd
 from se_core.datasets import COLOURS, DigitImages
 from se_core.errors import SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
 from se_core.lab.runs import check_data, images, load_run, milestones
 from se_core.lab.steps import derived_generator
 from se_core.lab.storage import CheckpointError, provenance, read_json, write_json
+from se_core.losses import cross_entropy, margin
 from se_core.networks import VAE
 from se_core.objectives import elbo
 from se_core.pretrained import Mean, load_pretrained
@@ -30,6 +31,9 @@ Logits = Callable[[Tensor], Tensor]
 CLASSES = {"digit": 10, "colour": len(COLOURS)}
 ACTIVE = 0.01  # a latent is active if the variance of its mean over the data exceeds this (Burda et al., 2016)
 BATCH = 500
+# Begun near the image and with momentum, forty steps find what AutoAttack finds; begun anywhere in the ball, they leave
+# six points more of a pinned encoder standing at radius 0.2 (validation digits).
+NEAR, MOMENTUM = 0.01, 0.5
 
 
 class ProbeNotConverged(SmoothEncoderError):
@@ -196,8 +200,8 @@ def accuracy_against_radius(
     """The share of images that no attack of the given radius misclassifies, one number per radius.
 
     logits: images (B, C, 28, 28) -> (B, classes); x (N, C, 28, 28); labels (N,). The worst case per example over the
-    cross-entropy, the margin loss and all restarts. An image lost at one radius is lost at every larger one, whose
-    ball contains the first: only the survivors are attacked again.
+    cross-entropy, the margin loss and all restarts, the first begun near x and the others anywhere. An image lost at
+    one radius is lost at every larger one, whose ball contains the first: only the survivors are attacked again.
     """
     alive = torch.arange(len(x), device=x.device)
     curve: list[float] = []
@@ -226,11 +230,11 @@ def _survivors(
     attack: Attack,
     generator: torch.Generator,
 ) -> Tensor:
-    for _ in range(attack.restarts):
-        standing = [alive[:0]]
+    for restart in range(attack.restarts):
+        standing, spread = [alive[:0]], 1.0 if restart else NEAR
         for block in alive.split(BATCH):
-            loss = objective(logits, labels[block])
-            attacked = pgd(loss, x[block], attack.radius, attack.steps, generator=generator)
+            loss, steps = objective(logits, labels[block]), attack.steps
+            attacked = pgd(loss, x[block], attack.radius, steps, generator=generator, momentum=MOMENTUM, spread=spread)
             standing.append(block[_correct(logits, attacked, labels[block])])
         alive = torch.cat(standing)
     return alive

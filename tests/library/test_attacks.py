@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from se_core.attacks import cross_entropy, fictive_sample, margin, pgd
+from se_core.attacks import fictive_sample, pgd
 from se_core.gaussians import DiagonalGaussian
+from se_core.losses import cross_entropy, margin
 from se_core.networks import ARCHITECTURES, build_vae
 from se_core.transport import entropic_cost, w2_squared
 
@@ -124,6 +125,50 @@ def test_it_finds_what_an_independent_implementation_finds() -> None:
     assert bool((loss(ours) >= loss(theirs)).all())
     assert bool((loss(ours) > loss(theirs)).any())  # the end of the path is not its best point
     torch.testing.assert_close(loss(ours).mean(), loss(theirs).mean(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 1.0])
+def test_momentum_is_that_of_an_independent_implementation(momentum: float) -> None:
+    """foolbox's MI-FGSM, from the image itself, ends at the same point; without momentum one ends at another."""
+    foolbox = pytest.importorskip("foolbox", reason="foolbox is a test dependency: pip install -e '.[test]'")
+    torch.manual_seed(1)
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 50), torch.nn.Tanh())
+    classifier.append(torch.nn.Linear(50, 10)).eval().requires_grad_(False).double()
+    x, labels = X.double(), classifier(X.double()).argmax(-1)
+    model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
+    from foolbox.attacks.gradient_descent_base import normalize_lp_norms
+    from foolbox.attacks.mi_fgsm import GDMOptimizer
+
+    class Dong18(foolbox.attacks.LinfMomentumIterativeFastGradientMethod):  # type: ignore[misc]
+        """As printed: gradients over their L1 norms are accumulated, and the step is the sign of the sum."""
+
+        def get_optimizer(self, x, stepsize):
+            return GDMOptimizer(x, stepsize, self.momentum)
+
+        def normalize(self, gradients, *, x, bounds):
+            return normalize_lp_norms(gradients, p=1)
+
+    theirs = Dong18(momentum=momentum, abs_stepsize=0.004, steps=20).run(model, x, labels, epsilon=0.1)
+    path = {"radius": 0.1, "steps": 20, "step_size": 0.004, "spread": 0.0}
+    ours = pgd(cross_entropy(classifier, labels), x, momentum=momentum, **path)
+    same = ((ours - theirs).abs().flatten(1).amax(1) < 1e-12).tolist()
+    better = (cross_entropy(classifier, labels)(ours) > cross_entropy(classifier, labels)(theirs)).tolist()
+    assert sum(same) >= 5
+    assert all(s or b for s, b in zip(same, better, strict=True))  # where the end is not the best point of the path
+    plain = pgd(cross_entropy(classifier, labels), x, **path)
+    assert sum(((plain - theirs).abs().flatten(1).amax(1) < 1e-12).tolist()) < 5
+
+
+def test_the_start_is_as_near_as_it_is_asked_to_be() -> None:
+    seen: list[Tensor] = []
+    pgd(lambda x: (seen.append(x.detach()), x.flatten(1).sum(-1))[1], X, 0.2, 1, spread=0.1, generator=_generator())
+    moved = (seen[0] - X).abs().max()
+    assert 0.015 < float(moved) <= 0.02 + 1e-6
+    for share in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match=f"spread={share} must be in"):
+            pgd(lambda x: x.flatten(1).sum(-1), X, 0.2, 1, spread=share)
+        with pytest.raises(ValueError, match=f"momentum={share} must be in"):
+            pgd(lambda x: x.flatten(1).sum(-1), X, 0.2, 1, momentum=share)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
