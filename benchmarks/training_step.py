@@ -1,8 +1,9 @@
-"""One SE training step: as usually written, and as written here.
+"""One SE training step: as usually written, in JAX, and as written here.
 
 Prints ratios measured in one run, interleaved, median of several rounds, and the share of the measured
-matrix-multiply peak that each reaches. `--out FILE` keeps them with their provenance. MLP, L = 20, batch 128, one
-thread on the CPU; `--device cuda` measures the same on a GPU.
+matrix-multiply peak that each reaches. `--out FILE` keeps them with their provenance. Batch 128, one core of the CPU,
+to which the whole process is pinned, because JAX takes all it sees; `--device cuda` measures the same on a GPU, without
+JAX.
 """
 
 import argparse
@@ -12,7 +13,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +32,8 @@ from se_core.memory import SelectionMemory
 from se_core.networks import VAE, WIDTH, build_vae
 from se_core.objectives import se_elbo
 from se_core.transport import w2_squared
+
+Step = Callable[[], None]
 
 BATCH, STEPS, LATENT, PIXELS = 128, 20, 64, 784
 CONFIG = RunConfig(batch_size=BATCH, attack_steps=STEPS, latent_dim=LATENT, noise_variance=0.25)
@@ -61,10 +68,10 @@ def _endless(loader: DataLoader) -> Iterator[list[Tensor]]:
         yield from loader
 
 
-def _step(changes: dict, device: str) -> Callable[[], None]:
-    config = RunConfig(**({f: getattr(CONFIG, f) for f in CONFIG.__dataclass_fields__} | changes | {"device": device}))
+def _step(device: str, **changes: Any) -> Step:
+    config = replace(CONFIG, device=device, **changes)
     data = load("mnist", "train").to(device)
-    vae = build_vae("mlp", 1, LATENT, scale=config.scale).to(device)
+    vae = build_vae(config.architecture, 1, LATENT, scale=config.scale).to(device)
     optimiser = make_optimiser(config, vae)
     memory = SelectionMemory(len(data), data.shape, config.radius, device) if config.memory else None
     step = 0
@@ -79,7 +86,7 @@ def _step(changes: dict, device: str) -> Callable[[], None]:
     return run
 
 
-def _usual(device: str) -> Callable[[], None]:
+def _usual(device: str) -> Step:
     images = load("mnist", "train").images()
     batches = _endless(DataLoader(TensorDataset(images), BATCH, shuffle=True, drop_last=True))
     vae = build_vae("mlp", 1, LATENT).to(device)
@@ -87,7 +94,7 @@ def _usual(device: str) -> Callable[[], None]:
     return lambda: _usual_step(vae, optimiser, batches, device)
 
 
-def _matrix_product(device: str) -> tuple[Callable[[], None], float]:
+def _matrix_product(device: str) -> tuple[Step, float]:
     a, b = torch.rand(1024, 1024, device=device), torch.rand(1024, 1024, device=device)
 
     def run() -> None:
@@ -96,7 +103,7 @@ def _matrix_product(device: str) -> tuple[Callable[[], None], float]:
     return run, 2 * 1024**3
 
 
-def _seconds(run: Callable[[], None], device: str, repeats: int) -> float:
+def _seconds(run: Step, device: str, repeats: int) -> float:
     if device != "cpu":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -107,59 +114,99 @@ def _seconds(run: Callable[[], None], device: str, repeats: int) -> float:
     return (time.perf_counter() - started) / repeats
 
 
+def _jax(device: str) -> dict[str, Step]:
+    if device != "cpu" or not find_spec("jax"):
+        print("JAX is left out: " + ("it is measured on the CPU" if device != "cpu" else "pip install 'se-core[jax]'"))
+        return {}
+    from _jax_step import step  # the package is optional
+
+    return {"JAX, jit": step(CONFIG, build_vae("mlp", 1, LATENT), load("mnist", "train"))}
+
+
+def _ways(device: str) -> dict[str, Step]:
+    remembered: dict[str, Any] = {"memory": True, "attack_steps": 1}
+    bfloat16: dict[str, Any] = {"compile": True, "attack_dtype": "bfloat16"}
+    return {
+        "as usually written": _usual(device),
+        "ours, eager": _step(device),
+        "ours, compiled": _step(device, compile=True),
+        "ours, compiled, bfloat16 attack": _step(device, **bfloat16),
+        "ours, one remembered step": _step(device, **remembered),
+        "ours, one remembered step, pinned": _step(device, **remembered, scale="pinned"),
+        "ours, one remembered step, compiled": _step(device, **remembered, compile=True),
+        "ours, one remembered step, compiled, bfloat16 attack": _step(device, **remembered, **bfloat16),
+        "VAE, no attack": _step(device, method="vae"),
+        "VAE, no attack, compiled": _step(device, method="vae", compile=True),
+        "ConvNET, compiled": _step(device, architecture="conv", compile=True),
+        "ConvNET, one remembered step, compiled": _step(device, architecture="conv", **remembered, compile=True),
+        **_jax(device),
+    }
+
+
+# (what, against what): how many times as long the first takes.
+COMPARED = {
+    "remembered_against_vae": ("ours, one remembered step", "VAE, no attack"),
+    "remembered_against_vae_compiled": ("ours, one remembered step, compiled", "VAE, no attack, compiled"),
+    "conv_against_mlp": ("ConvNET, compiled", "ours, compiled"),
+    "conv_against_mlp_remembered": ("ConvNET, one remembered step, compiled", "ours, one remembered step, compiled"),
+    "ours_against_jax": ("ours, compiled", "JAX, jit"),
+    "bfloat16_against_jax": ("ours, compiled, bfloat16 attack", "JAX, jit"),
+}
+
+
+def _measured(device: str, rounds: int) -> tuple[dict[str, list[float]], float]:
+    """Seconds a step, round by round, and the peak of the matrix products, in FLOP/s."""
+    product, product_flops = _matrix_product(device)
+    ways = {"product": product} | _ways(device)
+    for run in ways.values():  # compile and warm up
+        _seconds(run, device, 3)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(rounds), disable=not os.isatty(2)):
+        for name, run in ways.items():
+            times[name].append(_seconds(run, device, 2))
+    return times, product_flops / statistics.median(times.pop("product"))
+
+
+def _ratio(a: list[float], b: list[float]) -> float:
+    """The median of the ratios within a round: both terms of each saw the same machine."""
+    return round(statistics.median(x / y for x, y in zip(a, b, strict=True)), 2)
+
+
+def _report(times: dict[str, list[float]], peak: float, device: str) -> dict[str, Any]:
+    print(f"one SE step, MLP, L = {STEPS}, batch {BATCH}, {device}; matrix products peak at {peak / 1e9:.0f} GFLOP/s")
+    rows: dict[str, dict[str, float]] = {}
+    for name, measured in times.items():
+        median = statistics.median(measured)
+        rows[name] = {"ratio": _ratio(times["as usually written"], measured), "ms": round(1e3 * median, 2)}
+        share = ""
+        if not any(word in name for word in ("remembered", "VAE", "ConvNET")):  # these do something else
+            rows[name]["share_of_peak"] = FLOPS / median / peak
+            share = f"{FLOPS / median / peak:4.0%} of peak"
+        print(f"{name:52s} {rows[name]['ratio']:5.2f} times as fast   {1e3 * median:8.2f} ms   {share}")
+    print("(the share counts the operations that ours needs; the usual way does more of them)")
+    compared = {key: _ratio(times[a], times[b]) for key, (a, b) in COMPARED.items() if b in times}
+    for key, ratio in compared.items():
+        print(f"{COMPARED[key][0]} takes {ratio:.2f} times as long as {COMPARED[key][1]}")
+    return {"peak_gflops": peak / 1e9, "rows": rows} | compared
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    device = arguments.device
     torch.set_num_threads(1)
+    if arguments.device == "cpu" and sys.platform == "linux":  # elsewhere a process cannot be pinned, and JAX has all
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-    product, product_flops = _matrix_product(device)
-    ways = {
-        "as usually written": _usual(device),
-        "ours, eager": _step({}, device),
-        "ours, compiled": _step({"compile": True}, device),
-        "ours, compiled, bfloat16 attack": _step({"compile": True, "attack_dtype": "bfloat16"}, device),
-        "ours, one remembered step": _step({"memory": True, "attack_steps": 1}, device),
-        "ours, one remembered step, pinned": _step({"memory": True, "attack_steps": 1, "scale": "pinned"}, device),
-        "VAE, no attack": _step({"method": "vae"}, device),
-    }
-    for run in (product, *ways.values()):  # compile and warm up
-        _seconds(run, device, 3)
-    times: dict[str, list[float]] = {name: [] for name in ("product", *ways)}
-    for _ in tqdm(range(arguments.rounds), disable=not os.isatty(2)):
-        times["product"].append(_seconds(product, device, 3))
-        for name, run in ways.items():
-            times[name].append(_seconds(run, device, 2))
-
-    peak = product_flops / statistics.median(times["product"])
-    usual = times["as usually written"]
-    print(f"one SE step, MLP, L = {STEPS}, batch {BATCH}, {device}; matrix products peak at {peak / 1e9:.0f} GFLOP/s")
-    rows = {}
-    for name in ways:
-        # The median of the ratios within a round: both terms of each saw the same machine.
-        ratio = statistics.median(u / t for u, t in zip(usual, times[name], strict=True))
-        median = statistics.median(times[name])
-        rows[name] = {"ratio": round(ratio, 2), "ms": round(1e3 * median, 2)}
-        share = ""
-        if "remembered" not in name and "VAE" not in name:  # these do not attack with L = 20
-            rows[name]["share_of_peak"] = FLOPS / median / peak
-            share = f"{FLOPS / median / peak:4.0%} of peak"
-        print(f"{name:34s} {ratio:5.2f} times as fast   {1e3 * median:8.2f} ms   {share}")
-    print("(the share counts the operations that ours needs; the usual way does more of them)")
-    against_vae = statistics.median(
-        t / v for t, v in zip(times["ours, one remembered step"], times["VAE, no attack"], strict=True)
-    )
-    print(f"a step with one remembered attack step takes {against_vae:.2f} times the VAE's")
+    record = _report(*_measured(arguments.device, arguments.rounds), arguments.device)
     unit = 1 if sys.platform == "darwin" else 2**10
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     print(f"peak memory of this process: {memory:.2f} GiB")
     if arguments.out:
-        record = {"provenance": provenance(device), "peak_gflops": peak / 1e9, "rows": rows}
-        record["remembered_step_against_vae"] = round(against_vae, 2)
-        write_json(arguments.out, record)
+        source = provenance(arguments.device) | ({"jax": version("jax")} if "JAX, jit" in record["rows"] else {})
+        write_json(arguments.out, {"provenance": source} | record)
 
 
 if __name__ == "__main__":
