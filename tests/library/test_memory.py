@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from se_core import build_vae, fictive_sample
+from se_core.gaussians import DiagonalGaussian
 from se_core.memory import SelectionMemory
 from se_core.transport import w2_squared
 
@@ -72,8 +73,13 @@ def test_a_byte_a_pixel_keeps_a_hundred_and_twenty_seventh_of_the_radius() -> No
 
 def test_what_is_found_stays_in_the_ball_and_in_the_range_of_pixels() -> None:
     memory, x = SelectionMemory(8, (3, 28, 28), RADIUS), X.round()
-    for visit in range(3):
-        x_prime = fictive_sample(ENCODER, x, RADIUS, 1, memory=memory[torch.arange(8)], generator=_generator(visit))
+
+    def encode(x: Tensor) -> DiagonalGaussian:
+        assert 0 <= x.min().item() <= x.max().item() <= 1  # nor does the attack look beyond it
+        return ENCODER(x)
+
+    for _ in range(3):
+        x_prime = fictive_sample(encode, x, RADIUS, 1, memory=memory[torch.arange(8)])
         assert float((x_prime - x).abs().max()) <= RADIUS + 1e-6
         assert 0 <= float(x_prime.min()) <= float(x_prime.max()) <= 1
 
