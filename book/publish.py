@@ -18,7 +18,7 @@ from typing import Any
 from se_core.lab.config import RunConfig
 from se_core.lab.experiments import PANELS
 from se_core.lab.figures import METHODS, table
-from se_core.lab.statistics import claims, robustness
+from se_core.lab.statistics import claims, curve, robustness, select
 from se_core.lab.storage import write_json
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +64,21 @@ def floor_table(results: dict[str, Any], floor: dict[str, Any]) -> str:
         ]
         cells = [f"{100 * value:.0f}" for value in (*linear, *claim["robustness"].values())]
         lines.append(f"| {panel.title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def full_table(results: dict[str, Any]) -> str:
+    """What there is of a profile that is made in slices: accuracy in per cent by radius, and how many seeds."""
+    radii = sorted({record["radius"] for record in results["records"]})
+    lines = ["| panel | model | seeds | " + " | ".join(f"{radius:g}" for radius in radii) + " |"]
+    lines.append("|---|---|---:|" + "---:|" * len(radii))
+    for panel in PANELS:
+        for method, style in METHODS.items():
+            points = curve(results["records"], panel, method)
+            if points:
+                seeds = len({record["seed"] for record in select(results["records"], panel, method)})
+                cells = [f"{100 * mean:.0f}" for mean, _ in points.values()]
+                lines.append(f"| {panel.title} | {style['label']} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -116,6 +131,7 @@ def main() -> None:
     tables = {
         "results": table(read("figure1-small")),
         "floor": floor_table(read("figure1-small"), read("floor-small")),
+        "full": full_table(read("figure1-full")),
         "speed": speed_table(read("training_step"), read("transport")),
     }
     for mark, text in tables.items():

@@ -76,6 +76,10 @@ The attacker knows encoder and probe, and may change every pixel by at most the 
 representation is the encoder's mean, and the probe a multinomial logistic regression on the raw means, trained on clean
 data. An image counts as lost if any of the attacks succeeds, on the cross-entropy or on the margin {cite}`carlini2016`, at
 this radius or at a smaller one of the list. So the accuracy cannot rise with the radius.
+
+Where an attack begins matters more than how it goes on. Begun at a random point of the ball, as is usual, it leaves more of
+a pinned encoder standing than begun beside the image itself, at the large radii most: far away the signed steps end in
+another basin. So this one begins near the image, and goes on with momentum.
 """
 
 # %%
@@ -177,7 +181,7 @@ thirty thousand steps, with the same settings for all methods of a panel. It is 
 is what is there so far. Along the way, at logarithmically spaced steps, each representation is judged on held-out digits.
 """
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Accuracy on held-out digits under attacks of radius 0.1, against the number of training steps, for the MLP and the ConvNET on MNIST. The VAE stays near zero at any length. The smooth encoder rises in the first thousand steps and then hardly more. The pinned smooth encoder stands far above from the first hundred steps and keeps rising."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Accuracy on held-out digits under attacks of radius 0.1, against the number of training steps, for the MLP and the ConvNET on MNIST. The VAE stays near zero at any length. The MLP's smooth encoder rises in the first thousand steps and then hardly more. The pinned smooth encoder stands far above both and goes on rising."}}
 full = json.loads((Path(BOOK) / "results" / "figure1-full.json").read_text())
 longer = [RunConfig(**run) for run in full["provenance"]["runs"]]
 paths = {}
@@ -220,7 +224,7 @@ for of_run in paths["mlp", "pinned"] + paths["conv", "pinned"]:
 # %% [markdown]
 r"""
 Length alone does not make a VAE robust, and adds little to the smooth encoder at $\gamma = 1$ after its first thousand
-steps. The pinned encoder goes on gaining. With so few seeds a curve is what it is, one run; no interval is claimed.
+steps. The pinned encoder gains for longer. With so few seeds a curve is what it is, one run; no interval is claimed.
 """
 
 # %% [markdown]
