@@ -302,8 +302,8 @@ assert robustness(live["pinned"]) > robustness(live["se"]) > robustness(live["va
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Accuracy against attack radius of a VAE, a smooth encoder and a pinned one trained for this page. They start alike; the smooth encoder's curve falls later, and the pinned one's last."}}
 figure, axes = plt.subplots(layout="constrained")
-for method, curve in live.items():
-    axes.plot(list(curve), [100 * accuracy for accuracy in curve.values()], **STYLES[method])
+for method, points in live.items():
+    axes.plot(list(points), [100 * accuracy for accuracy in points.values()], **STYLES[method])
 axes.set(xlabel="attack radius (pixels in [0, 1])", ylabel="accuracy (%)", ylim=(0, 100))
 axes.legend()
 plt.show()
@@ -414,9 +414,9 @@ looks = (
     ("#0072B2", "s", "-"),
     ("#009E73", "^", "-."),
 )
-for (label, curve), (colour, marker, dash) in zip(means.items(), looks, strict=True):
-    percent = [100 * accuracy for accuracy in curve.values()]
-    axes.plot(list(curve), percent, color=colour, marker=marker, linestyle=dash, label=label)
+for (label, points), (colour, marker, dash) in zip(means.items(), looks, strict=True):
+    percent = [100 * accuracy for accuracy in points.values()]
+    axes.plot(list(points), percent, color=colour, marker=marker, linestyle=dash, label=label)
 axes.axvline(0.05, color="0.8", linewidth=0.8, zorder=0)
 axes.set(
     xlabel="attack radius (pixels in [0, 1])", ylabel="accuracy (%)", xlim=(-0.01, 0.3), ylim=(0, 100)
