@@ -99,7 +99,7 @@ def judged(
         labels = data.labels(task)[: len(x)]
         curve = accuracy_against_radius(nn.Sequential(Mean(vae.encoder), probe), x, labels, config, run.seed)
         records += [
-            _identity(run) | {"task": task, "radius": radius, "accuracy": accuracy, "n": len(x)}
+            identity(run) | {"task": task, "radius": radius, "accuracy": accuracy, "n": len(x)}
             for radius, accuracy in zip(config.radii, curve, strict=True)
         ]
     return records
@@ -110,7 +110,8 @@ def tasks(run: RunConfig) -> tuple[str, ...]:
     return ("digit",) if run.dataset == "mnist" else ("colour", "digit")
 
 
-def _identity(run: RunConfig) -> dict[str, Any]:
+def identity(run: RunConfig) -> dict[str, Any]:
+    """What tells the runs of a figure apart, as their records have it."""
     fields = {key: getattr(run, key) for key in ("dataset", "architecture", "seed", "latent_dim", "gamma")}
     return fields | {"method": run.label}
 
