@@ -34,6 +34,7 @@ BATCH = 500
 # Begun near the image and with momentum, forty steps find what AutoAttack finds; begun anywhere in the ball, they leave
 # six points more of a pinned encoder standing at radius 0.2 (validation digits).
 NEAR, MOMENTUM = 0.01, 0.5
+ATTACK = {"spread": NEAR, "momentum": MOMENTUM}
 
 
 class ProbeNotConverged(SmoothEncoderError):
@@ -45,8 +46,8 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     """Evaluate a finished run; returns its `evaluation-*.json`, written once and then reused.
 
     The file holds `records`, one per task and radius (dataset, architecture, task, method, seed, latent_dim, radius,
-    accuracy, n), `diagnostics`, and `along_the_way`, what `lab.milestones` finds; one that is damaged, of version
-    0.1.0 (whose attack returned its last point) or of other test digits is written again. Raises CheckpointError,
+    accuracy, n), `diagnostics`, and `along_the_way`, what `lab.milestones` finds; one that is damaged, of another
+    attack (an earlier version's) or of other test digits is written again. Raises CheckpointError,
     DataError (also where the training data have changed), StorageError, ProbeNotConverged, and InvalidValueError for a
     device that is not there.
     """
@@ -68,6 +69,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     result = {
         "run": folder.name,
         "evaluation": asdict(config),
+        "attack": ATTACK,
         "test_sha256": test_data.sha256,
         "provenance": provenance(device),
         "records": judged(run, vae, probes, x, test_data, config),
@@ -122,10 +124,11 @@ def _is_sound(path: Path, test_sha256: str) -> bool:
     try:
         content = read_json(path)
         sound = {"records", "diagnostics"} <= set(content) and content["test_sha256"] == test_sha256
+        sound = sound and content["attack"] == ATTACK
     except (CheckpointError, TypeError, KeyError):
         sound = False
     if not sound:
-        print(f"note: {path} is damaged, of version 0.1.0, or of other test digits; evaluating again", flush=True)
+        print(f"note: {path} is damaged, of another attack, or of other test digits; evaluating again", flush=True)
     return sound
 
 

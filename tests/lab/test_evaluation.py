@@ -1,6 +1,8 @@
 """Probe and robust accuracy against independent answers: scipy, a linear model solved exactly, and foolbox."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +214,17 @@ def test_collapsed_means_have_no_share_that_moves() -> None:
     vae = build_vae("mlp", 1, 6)
     x = load("mnist", "test").images(torch.arange(8))
     assert math.isnan(diagnostics(RunConfig(noise_variance=0.25, radius=0.1), vae, torch.ones(8, 6), x)["moved_share"])
+
+
+def test_what_another_attack_found_is_not_taken_for_ours(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / trained.name))
+    config = EvaluationConfig(radii=(0.0, 0.1), attack_steps=2, test_images=20)
+    path = evaluate(folder, config)
+    honest = path.read_text()
+    for attack in ({"spread": 1.0, "momentum": 0.0}, None):
+        older = {k: v for k, v in json.loads(honest).items() if k != "attack"} | ({"attack": attack} if attack else {})
+        path.write_text(json.dumps(older | {"records": []}))
+        assert json.loads(evaluate(folder, config).read_text())["records"] == json.loads(honest)["records"]
+        assert "of another attack" in capsys.readouterr().out
