@@ -26,7 +26,7 @@ def test_its_accuracy_is_the_recorded_one(name: str) -> None:
 
 
 def test_the_promised_ones_are_there_and_small() -> None:
-    expected = {f"mnist-{model}" for model in ("mlp-vae", "mlp-se", "mlp-pinned", "conv-vae", "conv-pinned")}
+    expected = {f"mnist-{model}" for model in ("mlp-vae", "mlp-se", "mlp-pinned", "conv-vae", "conv-se", "conv-pinned")}
     assert expected <= set(pretrained.PRETRAINED)
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 12 * 2**20
 
