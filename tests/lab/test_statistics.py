@@ -8,7 +8,7 @@ from scipy import stats
 
 from se_core.lab.evaluation import CLASSES
 from se_core.lab.experiments import METHODS, PANELS, Panel
-from se_core.lab.statistics import claims, curve, gain, mean_and_interval
+from se_core.lab.statistics import Verdict, claims, curve, gain, mean_and_interval, verdicts
 
 
 def test_the_interval_is_students() -> None:
@@ -75,3 +75,45 @@ def test_seeds_are_compared_in_pairs() -> None:
 def test_a_gain_over_nothing_has_no_bounds() -> None:
     assert gain(_records({"vae": [0.0, 0.0], "se": [0.1, 0.2]}), PANELS[2])[0] == math.inf
     assert math.isnan(gain(_records({"vae": [0.1], "se": [0.2]}), PANELS[2])[1])
+
+
+def _experiment(accuracies: dict[str, dict[float, float]], noise: float, panels: str = "abcd") -> list[dict]:
+    """Three seeds whose mean is `accuracies` (method -> radius -> accuracy) and which differ by `noise`."""
+    return [
+        {"dataset": p.dataset, "architecture": p.architecture, "task": p.task, "latent_dim": 64, "method": method,
+         "seed": seed, "radius": radius, "accuracy": accuracy + noise * (seed - 1)}
+        for p in PANELS if p.letter in panels
+        for method, points in accuracies.items()
+        for seed in range(3)
+        for radius, accuracy in points.items()
+    ]  # fmt: skip
+
+
+def test_verdicts_say_what_the_intervals_allow() -> None:
+    vae, se = {0.0: 0.98, 0.1: 0.1, 0.2: 0.01}, {0.0: 0.98, 0.1: 0.6, 0.2: 0.3}
+    perfect, quickly, more, gracefully, itself, significantly = verdicts(_experiment({"vae": vae, "se": se}, 0.001))
+    assert [v.verdict for v in (perfect, quickly, more, significantly)] == ["held"] * 4
+    assert perfect.held_in == ["vae", "se"]
+    assert more.estimates["b"][0] == pytest.approx((0.6 + 0.3) / (0.1 + 0.01))
+    assert gracefully.estimates["c"][0] == pytest.approx(0.3 / 0.98, abs=1e-4)
+    assert (gracefully.verdict, itself.verdict) == ("not", "not")  # 0.3 / 0.98 < 1/2; (c) and (d) are alike
+    # Seeds that differ by more than the threshold is away allow nothing to be said.
+    noisy = verdicts(_experiment({"vae": vae, "se": se}, 0.02))
+    assert noisy[0].verdict == "not"
+
+
+def test_a_claim_that_holds_in_some_panels_holds_partly() -> None:
+    same = {0.0: 0.9, 0.1: 0.1, 0.2: 0.05}
+    better = {0.0: 0.9, 0.1: 0.3, 0.2: 0.1}
+    records = _experiment({"vae": same, "se": better}, 0.001, "ac") + _experiment({"vae": same, "se": same}, 0.0, "bd")
+    more = verdicts(records)[2]
+    assert (more.verdict, more.held_in) == ("partly", ["a", "c"])
+    assert Verdict("", {"a": (0.1, 0.05), "b": (0.3, 0.05)}, 0.2, below=True).held_in == ["a"]
+
+
+def test_one_seed_or_none_tests_nothing() -> None:
+    points = {"vae": {0.0: 0.9, 0.1: 0.1, 0.2: 0.01}, "se": {0.0: 0.9, 0.1: 0.5, 0.2: 0.3}}
+    one = [r for r in _experiment(points, 0.01, "d") if r["seed"] == 0]
+    assert {v.verdict for v in verdicts(one)} == {v.verdict for v in verdicts([])} == {"not tested"}
+    elsewhere = _experiment({method: {0.0: 0.9, 0.15: 0.1} for method in points}, 0.01, "d")
+    assert verdicts(elsewhere)[1].verdict == "not tested"  # not measured at 0.1
