@@ -7,7 +7,7 @@ Kullback-Leibler divergence. This chapter takes it apart, and says why a smooth 
 ruler instead.
 """
 
-# %%
+# %% tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -16,12 +16,13 @@ import torch
 
 from se_core import DiagonalGaussian, FullGaussian
 from se_core.gaussians import kl_divergence, kl_terms
-from se_core.lab.figures import METHODS, STYLE
+from se_core.lab.display import agree, book_style, holds, less
+from se_core.lab.figures import METHODS
 from se_core.transport import w2_squared
 
+book_style()
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
-plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.8)})
 
 # %% [markdown]
 r"""
@@ -30,7 +31,7 @@ r"""
 Two Gaussians of one width $\sigma$, their means 0.1 apart. Let them become narrow.
 """
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: two pairs of Gaussian densities 0.1 apart, one pair wide and overlapping, one narrow and disjoint. Right: KL grows like one over sigma squared as sigma falls, the squared Wasserstein distance stays at 0.01."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "two-rulers", "caption": "A shift of 0.1, seen by two rulers. The divergence grows as the two densities cease to overlap; the transport distance stays what it is."}, "image": {"alt": "Left: two pairs of Gaussian densities 0.1 apart, one pair wide and overlapping, one narrow and disjoint. Right: KL grows like one over sigma squared as sigma falls, the squared Wasserstein distance stays at 0.01."}}
 sigma = torch.logspace(-3, 0, 61)
 a = DiagonalGaussian(torch.zeros(61, 1), 2 * sigma.log()[:, None])
 b = DiagonalGaussian(torch.full((61, 1), 0.1), a.log_var)
@@ -83,7 +84,7 @@ We check [(8)](#eq-8) against the definition itself: the integral of $P_a \log (
 quadrature, which is exact here because the logarithm of the ratio is a quadratic polynomial.
 """
 
-# %%
+# %% tags=["hide-input"]
 generator = torch.Generator().manual_seed(0)
 
 
@@ -106,10 +107,11 @@ def gauss_hermite(p: FullGaussian, nodes: int) -> tuple[torch.Tensor, torch.Tens
     return p.mean + grid @ p.scale.mT, weights
 
 
+# %%
 a, b = random_gaussian(3), random_gaussian(3)
 z, weights = gauss_hermite(a, nodes=3)
 definition = weights @ (log_density(a, z) - log_density(b, z))
-torch.testing.assert_close(kl_divergence(a, b), definition, rtol=1e-11, atol=0)
+agree("KL, eq. (8) against its definition", kl_divergence(a, b), definition, rtol=1e-11)
 
 # %% [markdown]
 r"""
@@ -125,12 +127,10 @@ terms = kl_terms(a, b)
 ratio = torch.linalg.solve(b.covariance, a.covariance)
 stein = torch.trace(ratio) - 3 - torch.linalg.slogdet(ratio).logabsdet
 shift = a.mean - b.mean
-torch.testing.assert_close(terms.covariance, stein / 2, rtol=1e-10, atol=0)
-torch.testing.assert_close(
-    terms.mean, shift @ torch.linalg.solve(b.covariance, shift) / 2, rtol=1e-10, atol=0
-)
-total = kl_divergence(a, b)
-print(f"covariances {terms.covariance:.3f} + means {terms.mean:.3f} = KL {total:.3f} nats")
+mahalanobis = shift @ torch.linalg.solve(b.covariance, shift)
+agree("the covariances' part against Stein's divergence", terms.covariance, stein / 2, rtol=1e-10)
+agree("the means' part against Mahalanobis' distance", terms.mean, mahalanobis / 2, rtol=1e-10)
+agree("their sum against KL", sum(terms), kl_divergence(a, b), rtol=1e-14)
 
 # %% [markdown]
 r"""
@@ -146,11 +146,15 @@ def transformed(p: FullGaussian) -> FullGaussian:
     return FullGaussian(A @ p.mean + c, A @ p.scale)
 
 
-for before, after in zip(kl_terms(a, b), kl_terms(transformed(a), transformed(b)), strict=True):
-    torch.testing.assert_close(after, before, rtol=1e-9, atol=0)
-
+moved = kl_terms(transformed(a), transformed(b))
 half = [FullGaussian(p.mean / 2, p.scale / 2) for p in (a, b)]
-torch.testing.assert_close(w2_squared(*half), w2_squared(a, b) / 4)
+agree("both parts of KL, in other coordinates", torch.stack(moved), torch.stack(terms), rtol=1e-9)
+agree(
+    "W_2^2 of latents half as large, against a quarter",
+    w2_squared(*half),
+    w2_squared(a, b) / 4,
+    rtol=1e-12,
+)
 
 # %% [markdown]
 r"""
@@ -169,8 +173,8 @@ Keep three things in mind for what follows.
 # %%
 point_a = FullGaussian(torch.zeros(2), torch.zeros(2, 1))  # no spread at all
 point_b = FullGaussian(torch.tensor([3.0, 4.0]), torch.zeros(2, 1))
-assert kl_divergence(point_a, point_b) == math.inf
-assert w2_squared(point_a, point_b) == 25
+holds("KL between two points is infinite", kl_divergence(point_a, point_b) == math.inf)
+agree("W_2^2 between two points", w2_squared(point_a, point_b), 3.0**2 + 4.0**2)
 
 # %% [markdown]
 r"""
@@ -197,8 +201,8 @@ d = torch.tensor([[1e-4]], dtype=torch.float32)
 naive = float((d.exp() - 1 - d) / 2)
 ours = float(kl_divergence(DiagonalGaussian(0 * d, d), DiagonalGaussian(0 * d, 0 * d)))
 exact = (math.expm1(float(d)) - float(d)) / 2
-assert abs(ours - exact) < 1e-6 * exact
-assert abs(naive - exact) > 0.5 * exact
+agree("the summand in float32, as a series", ours, exact, rtol=1e-6)
+less("half of it, against the error of e^d - 1 - d, in 1e-9", 0.5e9 * exact, 1e9 * abs(naive - exact))
 
 # %% [markdown]
 r"""

@@ -1,0 +1,70 @@
+"""How a chapter of the book says what it checked, and how its tables and pictures look.
+
+A check prints one line and `pytest --nbval` compares it. So it names the bound that a difference keeps, not the
+difference itself, whose last digits change from machine to machine.
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from torch import Tensor
+
+from se_core.lab.figures import STYLE
+
+Numbers = float | Tensor
+
+
+def agree(what: str, ours: Numbers, theirs: Numbers, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Check that |ours - theirs| <= atol + rtol |theirs|, entry by entry, and say so: of tensors, for their largest
+    entry. Raises AssertionError, with torch's account of the difference."""
+    a, b = torch.as_tensor(ours), torch.as_tensor(theirs)
+    torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False, msg=lambda m: f"{what}: {m}")
+    bound = " + ".join(f"{size:.0e}{unit}" for size, unit in ((atol, ""), (rtol, " of it")) if size) or "0"
+    many = f"{a.numel()} numbers, the largest " if a.numel() > 1 else ""
+    largest = b.abs().argmax() if b.numel() else 0
+    print(f"{what}: {many}{a.reshape(-1)[largest]:.6g} and {b.reshape(-1)[largest]:.6g}, apart by at most {bound}")
+
+
+def less(what: str, smaller: float, larger: float, digits: int = 2) -> None:
+    """Check that smaller < larger, and show both. Raises AssertionError."""
+    shown = f"{what}: {smaller:.{digits}f} < {larger:.{digits}f}"
+    assert smaller < larger, f"{shown} does not hold"
+    print(shown)
+
+
+def holds(what: str, condition: bool | Tensor) -> None:
+    """Check what has no number of its own. Raises AssertionError."""
+    assert condition, f"{what}: does not hold"
+    print(f"{what}: yes")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the book: a heading a column, the first column in words, the others numbers."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __repr__(self) -> str:
+        return "\n".join("  ".join(row) for row in (self.headings, *self.rows))
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in self.headings)
+        lines = [f"<tr>{head}</tr>"]
+        for first, *numbers in self.rows:
+            cells = "".join(f"<td>{html.escape(number)}</td>" for number in numbers)
+            lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
+        return '<table class="numbers">\n' + "\n".join(lines) + "\n</table>"
+
+
+def book_style() -> None:
+    """Pictures of the book's chapters: SVG, the same bytes each time, readable at the width of a phone."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats  # of notebooks alone
+
+    shown: dict[str, Any] = {"figure.figsize": (4.8, 2.6), "figure.facecolor": "none", "axes.facecolor": "none"}
+    mpl.rcParams.update(STYLE | shown | {"savefig.facecolor": "none"})
+    set_matplotlib_formats("svg", metadata={"Date": None})
