@@ -16,21 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from se_core.lab.config import RunConfig
-from se_core.lab.experiments import PANELS
-from se_core.lab.figures import METHODS, table
-from se_core.lab.statistics import claims, curve, robustness, select
 from se_core.lab.storage import write_json
+from se_core.lab.tables import Table, accuracy_table, floor_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results"
 
 
-def speed_table(training: dict[str, Any], transport: dict[str, Any], dimension: int = 64) -> str:
-    """The benchmarks as a Markdown table: how many times as fast ours is, and the digits that both keep."""
-    lines = ["| what | against | times as fast | error of ours | of theirs |", "|---|---|---:|---:|---:|"]
-    for name, row in training["rows"].items():
-        if name.startswith("ours"):
-            lines.append(f"| SE training step, {name[6:]} | as usually written | {row['ratio']:.1f} | | |")
+def speed_table(training: dict[str, Any], transport: dict[str, Any], dimension: int = 64) -> Table:
+    """The benchmarks: how many times as fast ours is, and the digits that both keep."""
+    rows = [
+        [f"SE training step, {name[6:]}", "as usually written", f"{row['ratio']:.1f}", "", ""]
+        for name, row in training["rows"].items()
+        if name.startswith("ours")
+    ]
     titles = {
         f"W^2_2,gamma, D = {dimension}": f"$W^2_{{2,\\gamma}}$, full covariance, D = {dimension}",
         f"WD_2,gamma, D = {dimension}": f"$\\mathcal{{WD}}_{{2,\\gamma}}$, full covariance, D = {dimension}",
@@ -40,46 +39,11 @@ def speed_table(training: dict[str, Any], transport: dict[str, Any], dimension: 
     for title, what in titles.items():
         ours, *others = transport["rows"][title].items()
         for name, row in others:
-            errors = f"{ours[1]['error']:.1e} | {row['error']:.1e}"
-            lines.append(f"| {what} | {name} | {row['ratio']:.1f} | {errors} |")
+            rows.append([what, name, f"{row['ratio']:.1f}", f"{ours[1]['error']:.1e}", f"{row['error']:.1e}"])
     psi = transport["psi"]
-    lines.append(f"| $\\psi$ at log-variance −8 | eq. 24 as printed | | {psi['ours']:.1e} | {psi['as printed']:.1e} |")
-    return "\n".join(lines)
-
-
-def floor_table(results: dict[str, Any], floor: dict[str, Any]) -> str:
-    """Mean accuracy over the radii from 0.02 to 0.2: what linear representations have, and each method."""
-    lines = ["| panel | raw pixels | PCA | " + " | ".join(style["label"] for style in METHODS.values()) + " |"]
-    lines += ["|---|" + "---:|" * (2 + len(METHODS))]
-    for panel, claim in zip(PANELS, claims(results["records"]), strict=True):
-        linear = [
-            robustness(
-                {
-                    r["radius"]: r["accuracy"]
-                    for r in floor["records"]
-                    if (r["panel"], r["representation"]) == (panel.letter, name)
-                }
-            )
-            for name in ("pixels", "pca")
-        ]
-        cells = [f"{100 * value:.0f}" for value in (*linear, *claim["robustness"].values())]
-        lines.append(f"| {panel.title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def full_table(results: dict[str, Any]) -> str:
-    """What there is of a profile that is made in slices: accuracy in per cent by radius, and how many seeds."""
-    radii = sorted({record["radius"] for record in results["records"]})
-    lines = ["| panel | model | seeds | " + " | ".join(f"{radius:g}" for radius in radii) + " |"]
-    lines.append("|---|---|---:|" + "---:|" * len(radii))
-    for panel in PANELS:
-        for method, style in METHODS.items():
-            points = curve(results["records"], panel, method)
-            if points:
-                seeds = len({record["seed"] for record in select(results["records"], panel, method)})
-                cells = [f"{100 * mean:.0f}" for mean, _ in points.values()]
-                lines.append(f"| {panel.title} | {style['label']} | {seeds} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    errors = [f"{psi[name]:.1e}" for name in ("ours", "as printed")]
+    rows.append(["$\\psi$ at log-variance −8", "eq. 24 as printed", "", *errors])
+    return Table(["what", "against", "times as fast", "error of ours", "of theirs"], rows, words=2)
 
 
 def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -129,9 +93,9 @@ def main() -> None:
                 shutil.copy(run / f"{picture}.png", ROOT / "book" / "_static" / f"{picture}-{profile}.png")
     page = (ROOT / "README.md").read_text()
     tables = {
-        "results": table(read("figure1-small")),
-        "floor": floor_table(read("figure1-small"), read("floor-small")),
-        "full": full_table(read("figure1-full")),
+        "results": accuracy_table(read("figure1-small")["records"]),
+        "floor": floor_table(read("figure1-small")["records"], read("floor-small")["records"]),
+        "full": accuracy_table(read("figure1-full")["records"]),
         "speed": speed_table(read("training_step"), read("transport")),
     }
     for mark, text in tables.items():

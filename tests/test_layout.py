@@ -13,7 +13,7 @@ LIBRARY = (
 )  # fmt: skip
 LAB = (
     "config", "storage", "runs", "steps", "training", "evaluation", "milestones", "autoattack", "masking",
-    "judges", "experiments", "executors", "statistics", "figures", "display", "cli",
+    "judges", "experiments", "executors", "statistics", "figures", "tables", "display", "cli",
 )  # fmt: skip
 ORDER = [f"se_core.{name}" for name in LIBRARY] + [f"se_core.lab.{name}" for name in LAB]
 FILES = [path for path in (ROOT / "se_core").rglob("*.py") if path.name != "__init__.py"]

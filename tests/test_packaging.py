@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from se_core.lab.figures import results_digest, table
+from se_core.lab.figures import results_digest
 from se_core.lab.statistics import claims, robustness
+from se_core.lab.tables import accuracy_table, floor_table
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -77,7 +78,7 @@ def results() -> dict:
 
 
 def test_the_readme_shows_the_small_profile_s_own_results(results: dict) -> None:
-    assert table(results) in README
+    assert str(accuracy_table(results["records"])) in README
     picture = (ROOT / "book" / "_static" / "figure1-small.png").read_bytes()
     assert results_digest(results).encode() in picture
     assert "book/_static/figure1-small.png" in README
@@ -85,9 +86,9 @@ def test_the_readme_shows_the_small_profile_s_own_results(results: dict) -> None
 
 def test_the_readme_shows_the_committed_benchmarks(results: dict) -> None:
     publish = runpy.run_path(str(ROOT / "book" / "publish.py"))
-    assert publish["floor_table"](results, publish["read"]("floor-small")) in README
-    assert publish["full_table"](publish["read"]("figure1-full")) in README
-    assert publish["speed_table"](publish["read"]("training_step"), publish["read"]("transport")) in README
+    assert str(floor_table(results["records"], publish["read"]("floor-small")["records"])) in README
+    assert str(accuracy_table(publish["read"]("figure1-full")["records"])) in README
+    assert str(publish["speed_table"](publish["read"]("training_step"), publish["read"]("transport"))) in README
 
 
 def test_the_committed_results_keep_the_promises(results: dict) -> None:

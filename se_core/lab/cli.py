@@ -18,8 +18,9 @@ from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import evaluate, evaluate_pretrained
 from se_core.lab.executors import LocalProcesses, configure_process
 from se_core.lab.experiments import PANEL_LETTERS, PROFILES, examples, figure1_runs, reproduce, row
-from se_core.lab.figures import draw, table
+from se_core.lab.figures import draw
 from se_core.lab.storage import read_json
+from se_core.lab.tables import accuracy_table
 from se_core.lab.training import Interrupted, train
 from se_core.pretrained import PRETRAINED
 
@@ -129,7 +130,7 @@ def _evaluate(subject: Path | str, config: EvaluationConfig, device: str) -> Non
 def _reproduce(profile: str, out: Path, execute: LocalProcesses, overrides: dict[str, Any]) -> None:
     results = reproduce(profile, out, execute, **overrides)
     draw(results, examples(results, out), out)
-    print(table(results))
+    print(accuracy_table(results["records"]))
     print("\n" + "  ".join(str(path) for path in (*sorted(out.glob("*.png")), out / "results.json")))
 
 

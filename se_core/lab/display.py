@@ -1,12 +1,9 @@
-"""How a chapter of the book says what it checked, and how its tables and pictures look.
+"""How a chapter of the book says what it checked, and how its pictures look.
 
 A check prints one line and `pytest --nbval` compares it. So it names the bound that a difference keeps, not the
 difference itself, whose last digits change from machine to machine.
 """
 
-import html
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -40,25 +37,6 @@ def holds(what: str, condition: bool | Tensor) -> None:
     """Check what has no number of its own. Raises AssertionError."""
     assert condition, f"{what}: does not hold"
     print(f"{what}: yes")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the book: a heading a column, the first column in words, the others numbers."""
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def __repr__(self) -> str:
-        return "\n".join("  ".join(row) for row in (self.headings, *self.rows))
-
-    def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in self.headings)
-        lines = [f"<tr>{head}</tr>"]
-        for first, *numbers in self.rows:
-            cells = "".join(f"<td>{html.escape(number)}</td>" for number in numbers)
-            lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
-        return '<table class="numbers">\n' + "\n".join(lines) + "\n</table>"
 
 
 def book_style() -> None:

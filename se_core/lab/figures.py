@@ -1,4 +1,4 @@
-"""Results in, pictures and tables out: Figure 1 and the attacked digits.
+"""Results in, pictures out: Figure 1 and the attacked digits.
 
 Colours are those of Okabe and Ito (2008), told apart by every common kind of colour vision; line styles and markers
 repeat what colour says.
@@ -24,7 +24,7 @@ from se_core.datasets import load
 from se_core.lab.config import RunConfig
 from se_core.lab.evaluation import CLASSES
 from se_core.lab.experiments import PANELS, Panel
-from se_core.lab.statistics import claims, curve, panels_of
+from se_core.lab.statistics import curve, panels_of
 from se_core.lab.steps import derived_generator
 from se_core.lab.storage import write_atomically
 from se_core.networks import VAE
@@ -135,27 +135,6 @@ def save(figure: Figure, path: Path, digest: str) -> None:
         with drawing():
             figure.savefig(content, format=suffix[1:], dpi=160, metadata=metadata)
         write_atomically(path.with_suffix(suffix), content.getvalue())
-
-
-def table(results: dict[str, Any]) -> str:
-    """Figure 1 in figures, as a Markdown table: accuracy in per cent against radius, ± half a 95 % interval."""
-    radii = sorted({record["radius"] for record in results["records"]})
-    lines = [
-        "| panel | model | " + " | ".join(f"{radius:g}" for radius in radii) + " | gain |",
-        "|---|---|" + "---:|" * (len(radii) + 1),
-    ]
-    for panel, claim in zip(panels_of(results["records"]), claims(results["records"]), strict=True):
-        for method, style in METHODS.items():
-            points = curve(results["records"], panel, method)
-            cells = [_plus_minus(100 * m, 100 * h, 0) for m, h in points.values()]
-            ratio, half = claim["gain"].get(method, (math.nan, math.nan))
-            gain = "" if method == "vae" else _plus_minus(ratio, half, 2)
-            lines.append(f"| {panel.title} | {style['label']} | " + " | ".join(cells) + f" | {gain} |")
-    return "\n".join(lines)
-
-
-def _plus_minus(value: float, half: float, digits: int) -> str:
-    return f"{value:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def draw(results: dict[str, Any], networks: dict[str, tuple[RunConfig, VAE]], out: Path) -> None:

@@ -69,14 +69,15 @@ def gain(records: Sequence[Record], panel: Panel, method: str = "se") -> tuple[f
 
     Runs of one seed begin with the same weights and see the same batches, so they are compared in pairs: the interval
     is Student's for the ratio of the means of paired values (the delta method, as of a ratio estimator). Infinite
-    where the VAE has none.
+    where the VAE has none, NaN where there are no pairs.
     """
     ours, theirs = robustnesses(records, panel, method), robustnesses(records, panel, "vae")
-    if not math.fsum(theirs.values()):
-        return math.inf, math.nan
-    ratio = math.fsum(ours.values()) / math.fsum(theirs.values())
-    mean = math.fsum(theirs.values()) / len(theirs)
-    _, half = mean_and_interval([(ours[run] - ratio * theirs[run]) / mean for run in theirs])
+    pairs = [(ours[run], theirs[run]) for run in theirs if run in ours]
+    if not any(vae for _, vae in pairs):
+        return math.inf if pairs else math.nan, math.nan
+    ratio = math.fsum(value for value, _ in pairs) / math.fsum(vae for _, vae in pairs)
+    mean = math.fsum(vae for _, vae in pairs) / len(pairs)
+    _, half = mean_and_interval([(value - ratio * vae) / mean for value, vae in pairs])
     return ratio, half
 
 

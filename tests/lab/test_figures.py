@@ -6,8 +6,9 @@ import pytest
 from tiny_runs import results_of
 
 from se_core.lab.experiments import PANELS, examples
-from se_core.lab.figures import METHODS, draw, figure1, results_digest, table
+from se_core.lab.figures import METHODS, draw, figure1, results_digest
 from se_core.lab.statistics import select
+from se_core.lab.tables import accuracy_table
 
 
 def test_pictures_and_table_are_left(whole: Path) -> None:
@@ -15,7 +16,7 @@ def test_pictures_and_table_are_left(whole: Path) -> None:
         assert (whole / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "</svg>" in (whole / f"{name}.svg").read_text()
     printed = (whole / "printed").read_text()
-    assert table(results_of(whole)) in printed
+    assert str(accuracy_table(results_of(whole)["records"])) in printed
     assert f"{whole}/figure1.png" in printed
     assert printed.count("accuracy in %") == len(results_of(whole)["provenance"]["runs"])  # fixed rows, not a bar
 

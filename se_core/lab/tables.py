@@ -1,0 +1,102 @@
+"""Results in, tables out: as HTML in a chapter, as Markdown in a terminal and in the README."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from se_core.lab.experiments import CONTROLS, METHODS, PANELS
+from se_core.lab.figures import METHODS as STYLES
+from se_core.lab.statistics import Record, claims, curve, gain, robustness, select, verdicts
+
+LABELS = {method: str(style["label"]) for method, style in STYLES.items()} | {
+    "beta-vae": "VAE, β = 2",
+    "radius-0": "smooth encoder, radius 0",
+    "random-neighbour": "smooth encoder, random neighbour",
+    "remembered": "smooth encoder, γ = 10, memory",
+    "pinned-paired": "pinned, paired prior",
+    "avae": "autoencoding VAE",
+    "labels": "trained on labels",
+    "adversarial-labels": "trained on labels, adversarially",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading a column; the first `words` columns are text, the others numbers."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+
+    def __str__(self) -> str:
+        """Markdown."""
+        rule = ["---"] * self.words + ["---:"] * (len(self.headings) - self.words)
+        lines = [f"| {' | '.join(cells)} |" for cells in (self.headings, *self.rows)]
+        return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in self.headings)
+        lines = [f"<tr>{head}</tr>"]
+        for first, *others in self.rows:
+            classes = [' class="words"' if column < self.words else "" for column in range(1, len(self.headings))]
+            cells = [f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(classes, others, strict=True)]
+            lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{"".join(cells)}</tr>')
+        return '<table class="numbers">\n' + "\n".join(lines) + "\n</table>"
+
+
+def plus_minus(value: float, half: float, digits: int) -> str:
+    """A mean with half of its interval, or alone where one seed has none."""
+    return f"{value:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def accuracy_table(records: Sequence[Record]) -> Table:
+    """Figure 1 in figures: accuracy in per cent against radius and the gain over the VAE, mean over seeds ± half a 95 %
+    interval; every method of which there are records."""
+    radii = sorted({record["radius"] for record in records})
+    rows = []
+    for panel in PANELS:
+        for method in (*METHODS, *CONTROLS):
+            if points := curve(records, panel, method):
+                cells = [plus_minus(100 * mean, 100 * half, 0) for mean, half in points.values()]
+                ratio, half = gain(records, panel, method)
+                ours = "" if method == "vae" or math.isnan(ratio) else plus_minus(ratio, half, 2)
+                seeds = len({record["seed"] for record in select(records, panel, method)})
+                rows.append([panel.title, LABELS[method], str(seeds), *cells, ours])
+    return Table(["panel", "model", "seeds", *(f"{radius:g}" for radius in radii), "gain"], rows, words=2)
+
+
+def floor_table(records: Sequence[Record], floor: Sequence[Mapping[str, Any]]) -> Table:
+    """Mean accuracy in per cent over the radii from 0.02 to 0.2: of the linear representations that there are, and of
+    each method."""
+    names = list(dict.fromkeys(record["representation"] for record in floor))
+
+    def linear(letter: str, name: str) -> float:
+        chosen = [r for r in floor if (r["panel"], r["representation"]) == (letter, name)]
+        return robustness({r["radius"]: r["accuracy"] for r in chosen})
+
+    rows = []
+    for claim in claims(records):
+        reached = [*(linear(claim["panel"][1], name) for name in names), *claim["robustness"].values()]
+        rows.append([claim["panel"], *(f"{100 * value:.0f}" for value in reached)])
+    titles = {"pca": "PCA", "pixels": "raw pixels"}
+    return Table(["panel", *(titles[name] for name in names), *(LABELS[method] for method in METHODS)], rows)
+
+
+def claims_table(records: Sequence[Record]) -> Table:
+    """Each claim of the paper on Figure 1 with its numbers, their intervals and its verdict: of the smooth encoder, and
+    of the pinned one in its place."""
+
+    def evidence(estimates: Mapping[str, tuple[float, float]], threshold: float) -> str:
+        scale, digits, unit = (1, 2, "") if threshold == 1 else (100, 0, " %")  # a gain, or a share
+        found = [(where, plus_minus(scale * mean, scale * half, digits)) for where, (mean, half) in estimates.items()]
+        return "; ".join(f"{LABELS.get(where, f'({where})')} {number}{unit}" for where, number in found)
+
+    rows = []
+    for paper, ours in zip(verdicts(records), verdicts(records, "pinned"), strict=True):
+        both = [cell for v in (paper, ours) for cell in (evidence(v.estimates, v.threshold), v.verdict)]
+        rows.append([paper.claim, *both])
+    return Table(["claim", "smooth encoder", "verdict", "pinned smooth encoder", "verdict"], rows, words=5)
