@@ -1,5 +1,6 @@
 """Sphinx's view of the book: everything is in jupyter_book.toml, and this adapter hands it to Jupyter Book."""
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -35,6 +36,8 @@ configuration, _ = get_final_config(
     user_yaml=settings, cli_config={"latex_individualpages": False}, raise_on_invalid=True
 )
 configuration["extensions"] = [name for name in configuration["extensions"] if name not in UNWANTED]
+sys.path.insert(0, str(BOOK))
+configuration["extensions"] += ["sphinx.ext.autodoc", "docstrings"]
 (BOOK / "_build").mkdir(exist_ok=True)
 (BOOK / "_build" / "toc.yml").write_text(yaml.safe_dump(toc))
 globals().update(configuration | {"external_toc_path": "_build/toc.yml"})

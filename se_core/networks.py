@@ -213,8 +213,11 @@ class VAE(nn.Module):
     def encode_around(self, x: Tensor) -> tuple[Gaussian, Callable[[Tensor], Gaussian]]:
         """q(Z | X = x), and the encoder to use for neighbours x' of x: another one only if the scale is pinned.
 
-        A training step that serves every encoder: `q, encode = vae.encode_around(x)`, `fictive_sample(encode, x, ...,
-        q_x=q)`, `se_elbo(x, q, encode(x_prime), ...)`.
+        A training step that serves every encoder:
+
+            q, encode = vae.encode_around(x)
+            x_prime = fictive_sample(encode, x, radius, steps, q_x=q)
+            bound = se_elbo(x, q, encode(x_prime), vae.decode, noise_variance, gamma)
         """
         around = getattr(self.encoder, "encode_around", None)  # of a wrapped encoder, or of somebody's own, too
         return around(x) if around else (self.encoder(x), self.encoder)

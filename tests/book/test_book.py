@@ -1,6 +1,7 @@
 """The book: its configuration, its equations, and what the built pages ask for."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import se_core
+
 ROOT = Path(__file__).parents[2]
+RESTRUCTURED = runpy.run_path(str(ROOT / "book" / "docstrings.py"))["restructured"]
+
 SETTINGS = tomllib.loads((ROOT / "jupyter_book.toml").read_text())
 CHAPTERS = sorted((ROOT / "book" / "src").glob("*.py"))
 ADDRESS = "https://github.com/owner/name"
@@ -110,6 +115,25 @@ def test_a_misspelt_key_is_refused_by_name(old: str, new: str, name: str, tmp_pa
     assert result.returncode != 0
     assert "unknown key" in result.stderr
     assert name in result.stderr
+
+
+def test_the_reference_has_every_public_name_and_leads_to_the_equations(pages: dict[str, str]) -> None:
+    reference = pages["api"]
+    for name in se_core.__all__:
+        module = getattr(se_core, name).__module__
+        assert f'id="{module}.{name}"' in reference, name
+    cost = reference.split('id="se_core.transport.entropic_cost"')[1].split("</dl>")[0]
+    assert re.search(r'href="notebooks/[a-z0-9-]+\.html#eq-20"', cost)
+    assert re.search(r'href="notebooks/[a-z0-9-]+\.html#eq-21"', cost)
+
+
+def test_a_docstring_is_escaped_and_linked() -> None:
+    prose = ["W_ and a * b, eqs. 20-21 or `x_ * y`.", ""]
+    formula = ["    rho = s * t", ""]
+    arguments = ["Args:", "    a: shape (..., D), eq. 8."]
+    assert RESTRUCTURED(prose) == [r"W\_ and a \* b, :ref:`eqs. 20 <eq-20>`-:ref:`21 <eq-21>` or ``x_ * y``.", ""]
+    assert RESTRUCTURED(formula) == ["", "::", "", *formula]
+    assert RESTRUCTURED(arguments) == ["", "**Args**", "", "- ``a``: shape (..., D), :ref:`eq. 8 <eq-8>`."]
 
 
 def test_mathjax_comes_with_its_licence() -> None:
