@@ -1,10 +1,12 @@
 """Sphinx's view of the book: everything is in jupyter_book.toml, and this adapter hands it to Jupyter Book."""
 
+import html
 import sys
 import tomllib
 from pathlib import Path
 
 import yaml
+from docutils import nodes
 from jupyter_book.config import PATH_YAML_DEFAULT, get_final_config
 
 BOOK = Path(__file__).parent
@@ -37,19 +39,37 @@ configuration, _ = get_final_config(
 )
 configuration["extensions"] = [name for name in configuration["extensions"] if name not in UNWANTED]
 sys.path.insert(0, str(BOOK))
-configuration["extensions"] += ["sphinx.ext.autodoc", "docstrings"]
+configuration["extensions"] += ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "docstrings", "bibliography"]
 (BOOK / "_build").mkdir(exist_ok=True)
 (BOOK / "_build" / "toc.yml").write_text(yaml.safe_dump(toc))
 globals().update(configuration | {"external_toc_path": "_build/toc.yml"})
 
 
 def setup(app) -> None:
-    """Refuse a key of [sphinx.config] that no extension knows."""
+    """Refuse a key of [sphinx.config] that no extension knows, and describe each page."""
+    app.connect("html-page-context", _describe)
     overrides = settings["sphinx"]["config"]
     app.connect(
         "config-inited",
         lambda _, config: [_refuse(name) for name in overrides if name not in config.values],
     )
+
+
+def _describe(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """What a search engine or a chat shows of a page: its title, and its first paragraph."""
+    if not doctree:
+        return
+    paragraph, title = (
+        html.escape(" ".join(next(doctree.findall(kind)).astext().split())) for kind in (nodes.paragraph, nodes.title)
+    )
+    tags = {
+        'name="description"': paragraph,
+        'property="og:title"': title if pagename == "index" else f"{title}, Smooth encoders",
+        'property="og:description"': paragraph,
+        'property="og:type"': "article",
+        'property="og:site_name"': "Smooth encoders",
+    }
+    context["metatags"] += "".join(f'\n<meta {name} content="{content}">' for name, content in tags.items())
 
 
 def _refuse(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Copy finished results into the repository: for the book, and as pictures and tables into the README.
+"""Copy finished results into the repository: for the book, and as pictures and tables into README and first page.
 
     .venv/bin/python book/publish.py runs/figure1-small
     .venv/bin/python book/publish.py runs/figure1-full-*    # slices, each into what is there
@@ -17,7 +17,7 @@ from typing import Any
 
 from se_core.lab.config import RunConfig
 from se_core.lab.storage import write_json
-from se_core.lab.tables import Table, accuracy_table, floor_table
+from se_core.lab.tables import Table, accuracy_table, claims_table, floor_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results"
@@ -91,17 +91,39 @@ def main() -> None:
             for picture in ("figure1", "attacked_digits"):
                 profile = name.removeprefix("figure1-")
                 shutil.copy(run / f"{picture}.png", ROOT / "book" / "_static" / f"{picture}-{profile}.png")
-    page = (ROOT / "README.md").read_text()
-    tables = {
-        "results": accuracy_table(read("figure1-small")["records"]),
-        "floor": floor_table(read("figure1-small")["records"], read("floor-small")["records"]),
-        "full": accuracy_table(read("figure1-full")["records"]),
-        "speed": speed_table(read("training_step"), read("transport")),
-    }
-    for mark, text in tables.items():
-        marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-        page = marked.sub(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)
-    (ROOT / "README.md").write_text(page)
+    small, full = read("figure1-small")["records"], read("figure1-full")["records"]
+    floors = {name: read(f"floor-{name}")["records"] for name in ("small", "full")}
+    _fill(
+        ROOT / "README.md",
+        results=accuracy_table(small),
+        floor=floor_table(small, floors["small"]),
+        full=accuracy_table(full),
+        speed=speed_table(read("training_step"), read("transport")),
+    )
+    _fill(
+        ROOT / "book" / "index.md",
+        errata=errata_sentence((ROOT / "book" / "errata.md").read_text()),
+        claims=claims_table(small),
+        robust=floor_table(full, floors["full"]),
+    )
+
+
+def errata_sentence(page: str) -> str:
+    """How many errors the errata list, by the headings of their sections."""
+    sections = {part.splitlines()[0]: part for part in page.split("\n## ")[1:]}
+    matter = sections["Errors that matter"].count("\n### ")
+    slips = sections["Slips"].count("\n|") - 2  # less the heading and its rule
+    return f" Of the errors that [we found](errata.md), {matter} matter and {slips} are slips."
+
+
+def _fill(path: Path, **texts: Table | str) -> None:
+    """Put each text between its two marks on the page; a table on lines of its own."""
+    page = path.read_text()
+    for mark, text in texts.items():
+        marked = re.compile(rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)", re.DOTALL)
+        inside = text if isinstance(text, str) else f"\n{text}\n"
+        page = marked.sub(lambda match, inside=inside: f"{match[1]}{inside}{match[2]}", page)
+    path.write_text(page)
 
 
 if __name__ == "__main__":

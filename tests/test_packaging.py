@@ -13,7 +13,7 @@ import yaml
 
 from se_core.lab.figures import results_digest
 from se_core.lab.statistics import claims, robustness
-from se_core.lab.tables import accuracy_table, floor_table
+from se_core.lab.tables import accuracy_table, claims_table, floor_table
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -82,6 +82,17 @@ def test_the_readme_shows_the_small_profile_s_own_results(results: dict) -> None
     picture = (ROOT / "book" / "_static" / "figure1-small.png").read_bytes()
     assert results_digest(results).encode() in picture
     assert "book/_static/figure1-small.png" in README
+
+
+def test_the_first_page_says_what_the_results_say(results: dict) -> None:
+    publish = runpy.run_path(str(ROOT / "book" / "publish.py"))
+    page = (ROOT / "book" / "index.md").read_text()
+    assert str(claims_table(results["records"])) in page
+    full, floor = (publish["read"](name)["records"] for name in ("figure1-full", "floor-full"))
+    assert str(floor_table(full, floor)) in page
+    errata = (ROOT / "book" / "errata.md").read_text()
+    matter = errata.split("## Errors that matter")[1].split("\n## ")[0].count("\n### ")
+    assert f"{matter} matter" in page
 
 
 def test_the_readme_shows_the_committed_benchmarks(results: dict) -> None:

@@ -72,6 +72,14 @@ def test_every_page_of_the_contents_is_built(pages: dict[str, str]) -> None:
     assert {toc["root"], *listed} <= set(pages)
 
 
+def test_every_page_of_the_contents_describes_itself(pages: dict[str, str]) -> None:
+    for name in (SETTINGS["toc"]["root"], *(f"notebooks/{source.stem}" for source in CHAPTERS), "errata", "references"):
+        (description,) = re.findall(r'<meta name="description" content="([^"]*)"', pages[name])
+        (title,) = re.findall(r'<meta property="og:title" content="([^"]*)"', pages[name])
+        assert "Smooth encoders" in title
+        assert len(description) > 40 or name == "references", name
+
+
 @pytest.mark.parametrize("number", range(1, 25))
 def test_each_equation_of_the_paper_stands_under_its_number_with_a_cell_that_checks_it(
     number: int, pages: dict[str, str]
@@ -134,6 +142,16 @@ def test_a_docstring_is_escaped_and_linked() -> None:
     assert RESTRUCTURED(prose) == [r"W\_ and a \* b, :ref:`eqs. 20 <eq-20>`-:ref:`21 <eq-21>` or ``x_ * y``.", ""]
     assert RESTRUCTURED(formula) == ["", "::", "", *formula]
     assert RESTRUCTURED(arguments) == ["", "**Args**", "", "- ``a``: shape (..., D), :ref:`eq. 8 <eq-8>`."]
+
+
+def test_references_are_labelled_as_they_are_cited(pages: dict[str, str]) -> None:
+    entry = r'role="doc-biblioentry">.*?</span>([^<]*)<span.*?<p>(.*?)</p>'
+    entries = dict(re.findall(entry, pages["references"], flags=re.DOTALL))
+    assert entries["Carlini and Wagner, 2016"].startswith("Nicholas Carlini and David Wagner.")
+    assert entries["Cuturi, 2013"].count("https://arxiv.org/abs/1306.0895") == 1
+    bibliography = (ROOT / "book" / "references.bib").read_text()
+    assert len(entries) == bibliography.count("\n@") + 1  # each one is cited
+    assert all("href=" in text for text in entries.values())
 
 
 def test_mathjax_comes_with_its_licence() -> None:
