@@ -11,7 +11,7 @@ BOOK := .venv/installed-book
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test bench lint book serve notebooks clean
+.PHONY: help reproduce test bench lint book pdf serve notebooks clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,6 +34,9 @@ lint: $(TEST)  ## style and types
 book: $(BOOK)  ## the book, from its committed outputs, into book/_build/html
 	$(BIN)/sphinx-build -W -n -q -b html book book/_build/html
 	@echo "the book is at $(CURDIR)/book/_build/html/index.html"
+
+pdf: $(TEST) $(BOOK)  ## the whole book on paper, its solutions open: book/_build/smooth-encoders.pdf (needs Chromium)
+	$(BIN)/python book/print.py
 
 serve: book  ## the book at http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory book/_build/html 8000

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import runpy
 import shutil
 import subprocess
 import sys
@@ -140,3 +141,10 @@ def test_the_plan_follows_gamma(site: str, browser: Any) -> None:
     assert len(dots) == 350
     assert all(abs(y - 0.5 * x) < 0.1 for x, y in dots)  # nearly the Monge map
     page.close()
+
+
+def test_the_book_prints_with_its_solutions_open(tmp_path: Path) -> None:
+    printed = runpy.run_path(str(ROOT / "book" / "print.py"))["print_book"](tmp_path / "book.pdf").read_bytes()
+    assert printed.startswith(b"%PDF-")
+    assert printed.count(b"/Type /Page\n") > 60
+    assert printed.count(b"/Title") > 50  # the outline: every section
