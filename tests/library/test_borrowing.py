@@ -160,6 +160,7 @@ def test_many_threads_attack_one_encoder() -> None:
     assert vae.encode(x).mean.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast.*is deprecated")  # torch 2.4's checkpointing, of itself
 def test_wrapped_encoders_are_attacked_as_the_plain_one() -> None:
     """Data parallelism, activation checkpointing, a bound method, a lambda: the same x' from the same start."""
     vae = build_vae("mlp", 1, 8)
