@@ -12,6 +12,8 @@ from se_core.networks import VAE, build_vae
 from se_core.objectives import elbo, se_elbo
 from se_core.pretrained import load_pretrained
 
+__version__ = "0.1.0"
+
 __all__ = [
     "VAE",
     "DiagonalGaussian",

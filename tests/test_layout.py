@@ -15,7 +15,7 @@ LAB = (
     "config", "storage", "runs", "steps", "training", "evaluation", "milestones", "autoattack", "masking",
     "judges", "experiments", "executors", "statistics", "figures", "tables", "display", "cli",
 )  # fmt: skip
-ORDER = [f"se_core.{name}" for name in LIBRARY] + [f"se_core.lab.{name}" for name in LAB]
+ORDER = [f"se_core.{name}" for name in LIBRARY] + [f"se_core.lab.{name}" for name in LAB] + ["se_core.__main__"]
 FILES = [path for path in (ROOT / "se_core").rglob("*.py") if path.name != "__init__.py"]
 
 

@@ -1,16 +1,25 @@
-"""Pins, commands and pictures: what the repository says of itself is so."""
+"""Ranges, lock, distributions, commands and pictures: what the repository says of itself is so."""
 
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
+from email.parser import BytesParser
+from email.policy import default
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+import se_core
 from se_core.lab.figures import results_digest
 from se_core.lab.statistics import claims, robustness
 from se_core.lab.tables import accuracy_table, claims_table, floor_table
@@ -18,27 +27,124 @@ from se_core.lab.tables import accuracy_table, claims_table, floor_table
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text()
+RANGES = [
+    Requirement(line)
+    for group in (PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"].values())
+    for line in group
+    if not line.startswith("se-core[")
+]
 
 
-def test_environment_yml_has_the_pins_of_pyproject() -> None:
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    assert pip[:-1] == PYPROJECT["project"]["dependencies"]
-    assert f"python{PYPROJECT['project']['requires-python']}" in environment["dependencies"]
+def _pins(text: str) -> dict[str, str]:
+    """The lines `name==version`, and no other; comments aside."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines)
+    return {canonicalize_name(name): version for name, version in pins.items()}
 
 
-def test_every_dependency_is_pinned_once_and_explained_in_the_readme() -> None:
-    groups = [PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"].values()]
-    pins = [pin for group in groups for pin in group if not pin.startswith("se-core[")]
-    names = [pin.split("==")[0] for pin in pins]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+CUDA = "nvidia|cuda|triton"
+LOCK = _pins((ROOT / "constraints.txt").read_text())
+
+
+def test_every_range_is_written_once_has_a_tested_floor_and_a_reason_in_the_readme() -> None:
+    names = [requirement.name for requirement in RANGES]
     assert len(names) == len(set(names))
+    floors = _pins(subprocess.check_output([sys.executable, ROOT / "tests" / "floors.py"], text=True))
+    for requirement in RANGES:
+        (floor,) = [s.version for s in requirement.specifier if s.operator == ">="]
+        assert floors[canonicalize_name(requirement.name)] == f"{floor}.*"
+        assert not [s for s in requirement.specifier if s.operator in ("==", "===", "~=")], requirement
+    assert len(floors) == len(RANGES)
     assert not [name for name in names if f"`{name}`" not in README]
 
 
+def test_the_lock_is_the_same_everywhere_and_within_the_ranges() -> None:
+    """No build of one machine, no file, no address; and nothing of CUDA, which the wheel of torch names itself."""
+    assert not [pin for pin in LOCK.items() if not re.fullmatch(r"[a-z0-9-]+ \d[\w.]*", " ".join(pin))]
+    assert not [name for name in LOCK if re.match(CUDA, name)]
+    assert not [r for r in RANGES if not r.specifier.contains(LOCK[canonicalize_name(r.name)])]
+
+
+@pytest.mark.skipif(
+    (sys.platform, sys.version_info[:2]) != ("linux", (3, 11)),
+    reason="constraints.txt is a freeze of Python 3.11 on Linux",
+)
+def test_the_lock_is_whole() -> None:
+    """Whatever the packages in it ask for is in it too, in a version that they accept."""
+    for name in LOCK:
+        try:
+            needs = [Requirement(line) for line in requires(name) or []]
+        except PackageNotFoundError:  # an extra that is not installed here
+            continue
+        for need in needs:
+            if (need.marker is None or need.marker.evaluate({"extra": ""})) and not re.match(CUDA, need.name):
+                assert need.specifier.contains(LOCK[canonicalize_name(need.name)]), (name, need)
+
+
+def test_whoever_installs_installs_by_the_lock() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert pip == ["--constraint constraints.txt", "--editable .[lab]"]
+    assert f"python{PYPROJECT['project']['requires-python']}" in environment["dependencies"]
+    stamped = re.findall(r"^\$\([A-Z]+\):.*\n(?:\t.*\n)+", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(stamped) == 3
+    assert all("--constraint constraints.txt" in recipe for recipe in stamped)
+
+
+def test_the_version_is_said_alike_everywhere() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == se_core.__version__
+    assert re.search(r"^## (\d\S*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == se_core.__version__
+    said = subprocess.check_output([sys.executable, "-m", "se_core", "--version"], text=True, cwd=ROOT)
+    assert said == f"se-core {se_core.__version__}\n"
+
+
+@pytest.fixture(scope="module")
+def tracked() -> set[str]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: nothing says which files belong to the repository")
+    return set(subprocess.check_output(["git", "ls-files"], text=True, cwd=ROOT).splitlines())
+
+
+@pytest.fixture(scope="module")
+def built(tracked: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the wheel and the source distribution of what git tracks."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    code = f"from setuptools import build_meta as b; b.build_sdist({str(folder)!r}); b.build_wheel({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr  # setuptools' way of saying what is missing or deprecated
+    return folder
+
+
+def test_the_source_distribution_is_the_repository(built: Path, tracked: set[str]) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
+        held = {member.name.partition("/")[2] for member in sdist if member.isfile()}
+    assert {name for name in held if ".egg-info/" not in name} == tracked | {"PKG-INFO", "setup.cfg"}
+
+
+def test_the_wheel_is_the_package_with_its_data_and_their_licences(built: Path, tracked: set[str]) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        held = set(wheel.namelist())
+        about = next(name for name in held if name.endswith(".dist-info/METADATA"))
+        metadata = BytesParser(policy=default).parsebytes(wheel.read(about))
+        commands = wheel.read(about.replace("METADATA", "entry_points.txt")).decode()
+    assert {name for name in held if ".dist-info/" not in name} == {n for n in tracked if n.startswith("se_core/")}
+    assert metadata["License-Expression"] == "MIT AND CC-BY-SA-3.0"
+    assert metadata.get_all("License-File") == ["LICENSE", "se_core/data/README.md"]
+    assert {about.replace("METADATA", f"licenses/{name}") for name in metadata.get_all("License-File")} <= held
+    assert commands.split() == ["[console_scripts]", "se-core", "=", "se_core.__main__:main"]
+    assert metadata["Author"] == yaml.safe_load((ROOT / "CITATION.cff").read_text())["authors"][0]["name"]
+    unconditional = {Requirement(line).name for line in metadata.get_all("Requires-Dist") if "extra" not in line}
+    assert unconditional == {"torch", "numpy", "safetensors"}
+
+
 def test_the_readme_s_make_targets_exist() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))  # in code, not in prose
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))  # in code, not in prose
     assert named
     assert named <= set(targets)
 
@@ -48,13 +154,29 @@ def test_ci_runs_the_readme_s_test_command() -> None:
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
+# As `pip install .` leaves it: what the extra `lab` brings cannot be imported.
+WITHOUT_THE_LABORATORY = """
+import sys
+for name in ("torchvision", "scipy", "matplotlib", "jsonargparse", "yaml", "tqdm"):
+    sys.modules[name] = None
+"""
+
+
+def test_the_command_without_its_packages_names_the_extra() -> None:
+    code = WITHOUT_THE_LABORATORY + "from se_core.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("se-core: the library is installed, ")
+    assert done.stderr.endswith(": pip install 'se-core[lab]'\n")
+
+
 def test_the_ten_lines_of_the_readme_run(tmp_path: Path) -> None:
     code, pretrained = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
     assert len(lines) <= 10
     short = re.sub(r"range\(\d[\d_]*\)", "range(3)", code) + pretrained
     assert short != code + pretrained
-    subprocess.run([sys.executable, "-c", short], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", WITHOUT_THE_LABORATORY + short], check=True, cwd=tmp_path)
 
 
 def test_importing_the_package_changes_nothing_global() -> None:

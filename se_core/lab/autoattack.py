@@ -78,7 +78,7 @@ def _package() -> ModuleType:
         import pyautoattack
     except ImportError as error:
         raise AutoAttackMissing(
-            "AutoAttack needs the package pyautoattack, which is not installed: pip install pyautoattack==0.2.0"
+            "AutoAttack needs the package pyautoattack, which is not installed: pip install 'pyautoattack>=0.2'"
         ) from error
     return pyautoattack
 

@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from se_core import __version__
 from se_core.datasets import fetch
 from se_core.errors import InvalidValueError, SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig
@@ -52,6 +53,7 @@ def _parser() -> ArgumentParser:
     evaluation.add_argument("--device", type=str, default="cpu")
 
     parser = ArgumentParser(prog="se-core", description="Smooth encoders: train, attack, compare.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"se-core {__version__}")
     commands = parser.add_subcommands()
     commands.add_subcommand("data", data)
     commands.add_subcommand("train", training)

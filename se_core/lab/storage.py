@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from se_core import __version__
 from se_core.errors import SmoothEncoderError
 
 
@@ -126,8 +128,19 @@ def exclusive(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _lock(path: Path) -> str:
+    """The lock beside the package, by its SHA-256, and what computes in another version than it says."""
+    if not path.is_file():
+        return "none"
+    content = path.read_bytes()
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", content.decode(), re.MULTILINE))
+    installed = {name: version(name).partition("+")[0] for name in ("numpy", "scipy", "torch")}
+    others = "".join(f", but {name} {found}" for name, found in installed.items() if found != pins.get(name))
+    return f"{path.name}, SHA-256 {hashlib.sha256(content).hexdigest()}{others}"
+
+
 def provenance(device: str = "cpu") -> dict[str, str]:
-    """Where a result that was computed on `device` comes from: package, commit, versions and machine."""
+    """Where a result that was computed on `device` comes from: package, commit, lock, versions and machine."""
 
     package = Path(__file__).parents[1]
 
@@ -143,13 +156,10 @@ def provenance(device: str = "cpu") -> dict[str, str]:
     commit = git("ls-files", "--error-unmatch", f"lab/{Path(__file__).name}") and git("rev-parse", "HEAD")
     if commit and git("status", "--porcelain", "--untracked-files=no", "--", "."):
         commit += " (modified)"
-    try:
-        release = version("se-core")
-    except PackageNotFoundError:  # a folder on sys.path has no metadata
-        release = "not installed"
     return {
-        "se_core": release,
+        "se_core": __version__,
         "commit": commit or "not a git checkout",
+        "lock": _lock(package.parent / "constraints.txt"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",

@@ -131,7 +131,7 @@ def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -
     encoder, x, labels = linear_problem(7, 4)
     (pin,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["autoattack"]
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(AutoAttackMissing, match=re.escape(f"not installed: pip install {pin}")):
+    with pytest.raises(AutoAttackMissing, match=re.escape(f"not installed: pip install '{pin}'")):
         autoattack(Mean(encoder), x, labels, 0.1)
 
 

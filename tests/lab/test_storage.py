@@ -3,7 +3,7 @@
 import resource
 import signal
 import subprocess
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -58,11 +58,11 @@ def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path, monke
     assert storage.provenance()["commit"] == "not a git checkout"
 
 
-def test_a_package_without_metadata_has_a_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Colab, where a clone lies on sys.path and nothing was installed."""
-
-    def version(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(storage, "version", version)
-    assert storage.provenance()["se_core"] == "not installed"
+def test_provenance_names_the_lock_and_what_departs_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "__file__", str(tmp_path / "se_core" / "lab" / "storage.py"))
+    assert storage.provenance()["lock"] == "none"
+    torch_, numpy_ = torch.__version__.partition("+")[0], version("numpy")
+    lock = tmp_path / "constraints.txt"
+    lock.write_text(f"# pins\nnumpy=={numpy_}\nscipy==0.1\ntorch=={torch_}\n")
+    named = f"constraints.txt, SHA-256 {subprocess.check_output(['sha256sum', lock], text=True).split()[0]}"
+    assert storage.provenance()["lock"] == f"{named}, but scipy {version('scipy')}"
