@@ -59,7 +59,7 @@ def _studies() -> list[tuple[str, str, dict[str, Any]]]:
     own = [("mnist", method, c) for method, changes in OWN.items() for c in changes]
     return [
         (base, method, c)
-        for base, method, c in shared + own
+        for base, method, c in sorted(shared + own, key=lambda study: list(BASES).index(study[0]))
         if not c or not c.items() <= (BASES[base] | METHODS[method]).items()
     ]
 
