@@ -4,49 +4,58 @@ r"""
 
 $W_2$ has a unit: the unit of the latent. An encoder that is asked to keep $q(Z \mid x)$ and $q(Z \mid x')$ close can
 learn to be smooth, or it can make its whole latent smaller. The second is cheap, and worth nothing. This chapter
-measures how much of each happens, and closes the way out.
+measures how much of each happens, closes the way out, and asks what that is worth under attack.
 """
 
-# %%
+# %% tags=["hide-input"]
+import json
 import math
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from torch import nn
 
-from se_core import DiagonalGaussian, build_vae, elbo, fictive_sample, load, pgd, se_elbo
-from se_core.lab.evaluation import fit_probe
-from se_core.lab.figures import METHODS, STYLE
-from se_core.losses import margin
-from se_core.transport import entropic_w2_squared, mutual_information, w2_squared
+from se_core import DiagonalGaussian, build_vae, load
+from se_core.lab.display import agree, book_style, less
+from se_core.lab.figures import METHODS
+from se_core.lab.statistics import mean_and_interval, robustness
+from se_core.transport import entropic_w2_squared, mutual_information
 
 torch.set_num_threads(1)
-plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.8)})
-ITERATIONS = {"tiny": 350, "small": 4_000, "paper": 40_000}[PROFILE]
-ATTACK_STEPS, RADIUS, V = 3, 0.2, 0.1
+book_style()
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "What the smooth encoder pays for one latent, as a function of the factor by which it shrinks, for gamma 1, 10 and 100. The minimum moves to smaller scales as gamma grows."}}
+
+def committed(name: str) -> dict:
+    return json.loads((Path(BOOK) / "results" / f"{name}.json").read_text())
+
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "price-of-a-latent", "caption": "What one latent costs more, or less, than at the scale of the prior, if encoder and decoder agree to rescale it. An attack shifts its mean by one unit; the dots are the cheapest scales."}, "image": {"alt": "The change of the price of one latent as a function of its scale, for gamma 1, 10 and 100. Each curve has a minimum; it moves to smaller scales, and becomes deeper, as gamma grows."}}
 scale = torch.logspace(-1.7, 0.3, 200, dtype=torch.float64)
 shift, sigma = 1.0, 0.3  # of one latent: the shift of its mean under attack, its posterior width
 figure, axes = plt.subplots(layout="constrained")
-for gamma, colour in ((1.0, "#56B4E9"), (10.0, "#0072B2"), (100.0, "k")):
+for gamma, colour in ((1.0, "#56B4E9"), (10.0, "#0072B2"), (100.0, "0.4")):
     a = DiagonalGaussian(0 * scale[:, None], 2 * (sigma * scale[:, None]).log())
     b = DiagonalGaussian(shift * scale[:, None], a.log_var)
-    # Relative to scale 1, the latent's second moment there being 1.
-    twice_kl = scale.square() - 1 - 2 * scale.log()
+    twice_kl = (
+        scale.square() - 2 * scale.log()
+    )  # up to a constant; the latent's second moment is 1 at scale 1
     price = twice_kl + mutual_information(a, b, gamma) + gamma / 2 * entropic_w2_squared(a, b, gamma)
+    price = price - price[(scale - 1).abs().argmin()]
     best = price.argmin()
-    axes.loglog(scale, price, color=colour, label=rf"$\gamma = {gamma:g}$")
+    axes.semilogx(scale, price, color=colour, label=rf"$\gamma = {gamma:g}$")
     axes.plot(scale[best], price[best], "o", color=colour)
-axes.set(xlabel="scale of the latent, relative to the prior's", ylabel="price (nats)", ylim=(0.2, 40))
+axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+axes.set(
+    xlabel="scale of the latent, relative to the prior's",
+    ylabel="change of price (nats)",
+    ylim=(-48, 12),
+)
 axes.legend()
 plt.show()
 
 # %% [markdown]
 r"""
-The curve is the price of one latent whose mean an attack shifts by one unit, the prior's standard deviation, if encoder and
-decoder agree to shrink it. Nothing about the encoder's smoothness changes along the curve. The larger $\gamma$, the smaller the best
-latent.
+Nothing about the encoder's smoothness changes along a curve. The larger $\gamma$, the smaller the cheapest latent.
 
 ## A shrunken encoder at $\gamma$ is the same encoder at $\gamma s^2$
 
@@ -64,22 +73,15 @@ $2 \log \frac1s$ nats for each latent, a logarithm against a square.
 
 # %%
 generator = torch.Generator().manual_seed(0)
-a, b = (
-    DiagonalGaussian(*torch.randn(2, 100, 8, generator=generator, dtype=torch.float64))
-    for _ in range(2)
-)
+numbers = torch.randn(2, 2, 100, 8, generator=generator, dtype=torch.float64)
+a, b = (DiagonalGaussian(*q) for q in numbers)
 s, gamma = 0.3, 5.0
-
-
-def shrunk(q: DiagonalGaussian) -> DiagonalGaussian:
-    return DiagonalGaussian(s * q.mean, q.log_var + 2 * math.log(s))
-
-
-coupling_cost = gamma / 2 * entropic_w2_squared(shrunk(a), shrunk(b), gamma)
-torch.testing.assert_close(coupling_cost, gamma * s**2 / 2 * entropic_w2_squared(a, b, gamma * s**2))
-torch.testing.assert_close(
-    mutual_information(shrunk(a), shrunk(b), gamma), mutual_information(a, b, gamma * s**2)
-)
+small_a, small_b = (DiagonalGaussian(s * q.mean, q.log_var + 2 * math.log(s)) for q in (a, b))
+ours = gamma / 2 * entropic_w2_squared(small_a, small_b, gamma)
+theirs = gamma * s**2 / 2 * entropic_w2_squared(a, b, gamma * s**2)
+agree("transport, shrunken at gamma and as it was at gamma s^2", ours, theirs, rtol=1e-12)
+information = (mutual_information(small_a, small_b, gamma), mutual_information(a, b, gamma * s**2))
+agree("information, likewise", *information, rtol=1e-12)
 
 # %% [markdown]
 r"""
@@ -96,164 +98,165 @@ a share above 2 means that the attack moves an image farther than another image 
 
 ## The way out, and how to close it
 
-We train at several $\gamma$, once as the paper does and once with the scale *pinned*: each latent's mean is
-standardised by its mean and variance over the batch, like a batch norm without parameters. The bound holds for any encoder, so this is a choice of encoder and nothing else.
+*Pin* the scale. Each latent's mean is standardised over the data, like a batch norm without parameters,
+
+$$
+\mu_k(x) \;\mapsto\; \frac{\mu_k(x) - m_k}{s_k} ,
+$$
+
+with the batch's mean $m_k$ and standard deviation $s_k$ while training, and running ones after. The neighbour $x'$ is
+measured with the statistics of the data, and the attack sees them as constants. What bounds what? The inequality
+$\log p(x) \ge$ SE-ELBO holds for every $q(Z \mid x)$, however it was chosen, so it holds in training, where $q(Z \mid x)$
+depends on the other images of the batch. It is another bound than the one that is reported after training: that is taken
+with the running statistics, where the encoder sees its own image only.
 """
 
 # %%
-digits, test = load("mnist", "train").to(DEVICE), load("mnist", "test").to(DEVICE)
+vae = build_vae("mlp", channels=1, latent_dim=8, scale="pinned").to(DEVICE)
+x = load("mnist", "train").to(DEVICE).images(torch.arange(256, device=DEVICE))
+q = vae.encode(x)  # in training mode: the statistics of the batch
+agree("means of the pinned means", q.mean.mean(0), torch.zeros(8, device=DEVICE), atol=1e-5)
+agree("their variances", q.mean.var(0, correction=0), torch.ones(8, device=DEVICE), rtol=2e-3)
 
+# %% [markdown]
+r"""
+Does it change what $\gamma$ does? These are encoders trained for a short while at several $\gamma$, once with the scale as
+it comes and once pinned, three seeds each, on held-out digits.
+"""
 
-class Pinned(nn.Module):
-    """An encoder whose means have mean 0 and variance 1 over the data that it was last shown."""
-
-    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.register_buffer("centre", torch.zeros(latent_dim))
-        self.register_buffer("spread", torch.ones(latent_dim))
-
-    def standardise_over(self, x: torch.Tensor) -> None:
-        means = self.encoder(x).mean
-        self.centre, self.spread = means.mean(0), means.std(0)  # with their gradients
-
-    def forward(self, x: torch.Tensor) -> DiagonalGaussian:
-        q = self.encoder(x)
-        return DiagonalGaussian((q.mean - self.centre) / self.spread, q.log_var)
-
-
-def train(gamma: float | None, pinned: bool = False):
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    vae = build_vae("mlp", 1, 16).to(DEVICE)
-    if pinned:
-        vae.encoder = Pinned(vae.encoder, 16).to(DEVICE)
-    optimiser = torch.optim.Adam(vae.parameters(), 1e-3)
-    for _ in range(ITERATIONS):
-        x = digits.images(torch.randint(len(digits), (64,), generator=generator, device=DEVICE))
-        if pinned:
-            # The data alone decide; the neighbour is measured by the same ruler.
-            vae.encoder.standardise_over(x)
-        q_a = vae.encode(x)
-        if gamma is None:
-            bound = elbo(x, q_a, vae.decode, V, generator)
-        else:
-            x_prime = fictive_sample(vae.encoder, x, RADIUS, ATTACK_STEPS, q_x=q_a, generator=generator)
-            bound = se_elbo(x, q_a, vae.encode(x_prime), vae.decode, V, gamma, generator)
-        optimiser.zero_grad()
-        (-bound.value.mean()).backward()
-        optimiser.step()
-    vae.requires_grad_(False)
-    if pinned:
-        vae.encoder.standardise_over(digits.images(torch.arange(4_000, device=DEVICE)))
-    return vae
-
-
-def measure(vae) -> dict[str, float]:
-    """Standard deviation of the means, and the share of their variance that an attack of twenty steps moves."""
-    x = test.images(torch.arange(300, device=DEVICE))
-    q = vae.encode(x)
-    x_prime = fictive_sample(
-        vae.encoder, x, RADIUS, 20, generator=torch.Generator(DEVICE).manual_seed(0)
-    )
-    variance = q.mean.var(0)
-    return {
-        "scale": float(variance.mean().sqrt()),
-        "moved": float(w2_squared(q, vae.encode(x_prime)).mean() / variance.sum()),
-    }
-
-
-# %%
-GAMMAS = (1.0, 10.0)
-free = {0.1: train(None), 1.0: train(1.0)}  # the VAE is drawn at the left edge
-
-# %%
-free[10.0] = train(10.0)
-
-# %%
-pinned = {0.1: train(None, pinned=True), 1.0: train(1.0, pinned=True)}
-
-# %%
-pinned[10.0] = train(10.0, pinned=True)
-
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: the standard deviation of the means falls with gamma for the free encoder and stays near one for the pinned one. Right: the share of variance moved by the attack falls with gamma, much further for the pinned encoder."}}
-outcomes = {
-    name: {g: measure(v) for g, v in models.items()}
-    for name, models in (("free", free), ("pinned", pinned))
+# %% tags=["hide-input"] mystnb={"figure": {"name": "free-and-pinned", "caption": "Scale of the means, share of variance moved by the attack, and mean accuracy of the probe under attack, against gamma; free and pinned, means over three seeds with 95 % intervals, held-out digits."}, "image": {"alt": "Three plots against gamma. The standard deviation of the means falls with gamma for the free encoder and stays at one for the pinned one. The share of variance moved falls with gamma, further for the pinned encoder. The accuracy under attack rises with gamma, and is highest for the pinned encoder."}}
+study = committed("sensitivity")
+GAMMAS = {
+    "free": {1.0: {}, 10.0: {"gamma": 10.0}},
+    "pinned": {g: {"gamma": g} for g in (1.0, 3.0, 30.0)} | {10.0: {}},
 }
-figure, panels = plt.subplots(1, 2, layout="constrained")
-styles = {"free": METHODS["se"], "pinned": {"color": "#009E73", "marker": "^", "linestyle": "-."}}
-titles = {"scale": "scale of the means", "moved": "share of variance moved"}
-for axes, (key, title) in zip(panels, titles.items(), strict=True):
-    for name, values in outcomes.items():
-        axes.semilogx(
-            list(values), [o[key] for o in values.values()], **(dict(styles[name]) | {"label": name})
-        )
-    axes.set(
-        xlabel=r"$\gamma$",
-        title=title,
-        xticks=[0.1, *GAMMAS],
-        xticklabels=["VAE", "1", "10"],
-        ylim=(0, None),
-    )
-    axes.minorticks_off()
-panels[1].legend()
+rows: dict[tuple, list[dict]] = {}
+for row in study["rows"]:
+    for kind, method in (("free", "se"), ("pinned", "pinned")):
+        for gamma, change in GAMMAS[kind].items():
+            if (row["base"], row["method"], row["change"]) == ("mnist", method, change):
+                digits = dict(zip(study["radii"], row["accuracy"]["digit"], strict=True))
+                numbers = row["diagnostics"] | {"under_attack": 100 * robustness(digits)}
+                numbers["scale"] = math.sqrt(numbers["latent_variance"] / 64)
+                rows.setdefault((kind, gamma), []).append(numbers)
+looks = {"free": METHODS["se"], "pinned": METHODS["pinned"]}
+titles = {"scale": "scale of the means", "moved_share": "share moved", "under_attack": "accuracy (%)"}
+figure, grid = plt.subplots(3, 1, sharex=True, figsize=(4.8, 5.6), layout="constrained")
+for axes, (key, title) in zip(grid, titles.items(), strict=True):
+    for kind, style in looks.items():
+        gammas = sorted(g for k, g in rows if k == kind)
+        found = [mean_and_interval([numbers[key] for numbers in rows[kind, g]]) for g in gammas]
+        mean, half = zip(*found, strict=True)
+        axes.errorbar(gammas, mean, yerr=half, **(style | {"label": kind}))
+    axes.set(ylabel=title, xscale="log", ylim=(0, None))
+grid[-1].set(xlabel=r"$\gamma$", xticks=[1, 3, 10, 30], xticklabels=["1", "3", "10", "30"])
+grid[-1].minorticks_off()
+grid[0].legend()
 plt.show()
+
+
+# %%
+def average(kind: str, gamma: float, key: str) -> float:
+    return mean_and_interval([numbers[key] for numbers in rows[kind, gamma]])[0]
+
+
+less(
+    "the free scale, gamma 10 against 1", average("free", 10.0, "scale"), average("free", 1.0, "scale")
+)
+less("the pinned scale at gamma 10, above", 0.9, average("pinned", 10.0, "scale"))
+for key in ("moved_share", "active_latents"):
+    sides = [average("pinned", 10.0, key), average("free", 10.0, key)]
+    less(f"{key.replace('_', ' ')} at gamma 10", *sorted(sides))
+less(
+    "accuracy under attack at gamma 10, free against pinned",
+    average("free", 10.0, "under_attack"),
+    average("pinned", 10.0, "under_attack"),
+    1,
+)
 
 # %% [markdown]
 r"""
 The free encoder's latent shrinks as $\gamma$ grows. The pinned one's cannot, so the pressure of $\gamma$ goes where it was
 meant to go.
+
+## What it is worth under attack
+
+Now the long runs of [Figure 1](08-figure1.ipynb), panel (c), test digits. All three have $\gamma = 10$ and a memory. The
+first may shrink, the second is pinned, and the third is pinned and has the [paired prior](05-bound.ipynb), whose bound can be
+tight. Accuracy in per cent, by attack radius, and the gain over the VAE:
 """
 
 # %%
-free_outcome, pinned_outcome = outcomes["free"], outcomes["pinned"]
-assert free_outcome[10.0]["scale"] < 0.6 * free_outcome[0.1]["scale"]  # it shrinks,
-assert free_outcome[10.0]["moved"] < 0.8 * free_outcome[0.1]["moved"]  # and it smooths as well;
-assert pinned_outcome[10.0]["scale"] > 0.75  # the pinned one does not shrink,
-assert pinned_outcome[10.0]["moved"] < 0.7 * free_outcome[10.0]["moved"]  # and smooths more
+records, panel = committed("figure1-full")["records"], PANELS[2]
+judged = {
+    method: robustnesses(records, panel, method) for method in ("remembered", "pinned", "pinned-paired")
+}
+Table(
+    ["encoder", "seeds", "mean accuracy, radii 0.02 to 0.2", "gain"],
+    [
+        [
+            LABELS[method],
+            str(len(values)),
+            plus_minus(*mean_and_interval([100 * value for value in values.values()]), 1),
+            plus_minus(*gain(records, panel, method), 2),
+        ]
+        for method, values in judged.items()
+    ],
+)
+
+# %%
+free, pinned, paired = (list(values.values()) for values in judged.values())
+differences = [100 * (a - b) for a, b in zip(pinned, free, strict=True)]
+mean, half = mean_and_interval(differences)
+less("pinned minus free, in points, beyond its interval", half, mean, 1)
+mean, half = mean_and_interval([100 * (a - b) for a, b in zip(paired, pinned, strict=True)])
+print(f"paired prior minus pinned, in points: {mean:.1f} ± {half:.1f}")
 
 # %% [markdown]
 r"""
 ## The probe's part
 
-Robustness is measured through a probe, and the probe has a say. Suppose that some latents sleep: their means have a
-standard deviation of 0.01 over the data. A probe on the raw means all but ignores them. A probe on *standardised* means sees them at scale 1, a
-hundred times larger; and whatever the attacker moves there is magnified as much. Standardising, a harmless habit
-elsewhere, hands the attacker a lever. We give the attacked digits of one encoder to both probes.
+Robustness is measured through a probe, and the probe has a say. Of the 64 latents of a smooth encoder that was trained for
+long, most sleep: their means hardly vary over the data. A probe on the raw means all but ignores them. A probe on
+*standardised* means sees each at scale 1, magnified a hundred times and more; and whatever the attacker moves there is
+magnified as much. Both are the same family of classifiers: a logistic regression without penalty would not care. It is
+the penalty on the weights that tells large latents from small ones. We fit both on one pretrained encoder, and attack each.
 """
 
 # %%
-vae, n = free[10.0], 4_000
+model, n = load_pretrained("mnist-mlp-se"), 4_000
+vae = model.vae.requires_grad_(False).to(DEVICE)
+digits, test = load("mnist", "train").to(DEVICE), load("mnist", "test").to(DEVICE)
 means = vae.encode(digits.images(torch.arange(n, device=DEVICE))).mean
 labels = digits.labels("digit")[:n]
 centre, spread = means.mean(0), means.std(0)
 raw = fit_probe(means, labels, 10, l2=1e-3)
 standard = fit_probe((means - centre) / spread, labels, 10, l2=1e-3)
-
 probes = {
     "raw": lambda x: raw(vae.encode(x).mean),
     "standardised": lambda x: standard((vae.encode(x).mean - centre) / spread),
 }
+
+# %%
 x, y = test.images(torch.arange(500, device=DEVICE)), test.labels("digit")[:500]
 accuracy = {}
 for name, probe in probes.items():
-    attacked = pgd(margin(probe, y), x, 0.05, 20, generator=torch.Generator(DEVICE).manual_seed(0))
-    accuracy[name] = [float((probe(images).argmax(-1) == y).float().mean()) for images in (x, attacked)]
-assert spread.max() > 5 * spread.min()  # some latents are far smaller than others
-assert accuracy["standardised"][0] > accuracy["raw"][0] - 0.02  # no worse on clean digits,
-assert accuracy["standardised"][1] < accuracy["raw"][1] - 0.03  # and worse under attack
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    attacked = pgd(margin(probe, y), x, radius=0.05, steps=20, generator=generator)
+    accuracy[name] = [
+        100 * float((probe(images).argmax(-1) == y).float().mean()) for images in (x, attacked)
+    ]
+less("largest scale of a latent over the smallest, above 5", 5, float(spread.max() / spread.min()), 0)
+less("attacked, standardised against raw", accuracy["standardised"][1], accuracy["raw"][1], 1)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars of accuracy on clean and on attacked digits. The standardised probe is no worse on clean digits and behind on attacked ones."}}
-figure, axes = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
+# %% tags=["hide-input"] mystnb={"figure": {"name": "two-probes", "caption": "One encoder and two probes, clean and under an attack of radius 0.05."}, "image": {"alt": "Bars of accuracy on clean and on attacked digits. The standardised probe is no worse on clean digits and behind on attacked ones."}}
+figure, axes = plt.subplots(figsize=(4.8, 2.2), layout="constrained")
 for offset, (name, values) in enumerate(accuracy.items()):
-    bars = axes.barh(
-        [0.8 - 0.35 * offset, 2.3 - 0.35 * offset], [100 * v for v in values[::-1]], 0.3, label=name
-    )
-    for bar in bars:
-        bar.set_color(("#0072B2", "#E69F00")[offset])
+    at = [0.8 - 0.35 * offset, 2.3 - 0.35 * offset]
+    axes.barh(at, values[::-1], 0.3, label=name, color=("#0072B2", "#E69F00")[offset])
 axes.set(
     yticks=[0.62, 2.12],
-    yticklabels=["attacked, radius 0.05", "clean"],
+    yticklabels=["attacked", "clean"],
     xlabel="accuracy of the probe (%)",
     xlim=(0, 100),
 )
@@ -280,9 +283,18 @@ The scale to be pinned is that of the data. The neighbours are chosen by an adve
 included them. And if the two had rulers of their own, the encoder could learn to make the neighbour's longer.
 :::
 
+**3.** Train both kinds with `se-core train --gamma 30`, once with `--scale pinned`, and evaluate them. Which one still reads
+digits?
+
+:::{dropdown} Solution
+The free one shrinks until the probe, whose penalty is fixed, can no longer tell its latents apart; the pinned one loses a
+little nominal accuracy. The study in [How the settings were chosen](085-settings.ipynb) has the pinned one at $\gamma = 30$.
+:::
+
 ## What we checked
 
 * A shrunken encoder at $\gamma$ pays for coupling what the encoder itself pays at $\gamma s^2$, exactly.
-* The free encoder at $\gamma = 10$ has less than 0.6 of the VAE's scale. The pinned one keeps its scale and moves less.
-* A probe on standardised latents is no worse on clean digits and worse under attack.
+* As $\gamma$ grows the free encoder shrinks. The pinned one keeps its scale, and moves a smaller share.
+* Under attack the pinned encoder is more accurate than the free one at the same $\gamma$, by more than its interval.
+* A probe on standardised latents is worse under attack, and that is the penalty's doing.
 """
