@@ -1,6 +1,7 @@
 """Sphinx's view of the book: everything is in jupyter_book.toml, and this adapter hands it to Jupyter Book."""
 
 import html
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -46,8 +47,9 @@ globals().update(configuration | {"external_toc_path": "_build/toc.yml"})
 
 
 def setup(app) -> None:
-    """Refuse a key of [sphinx.config] that no extension knows, and describe each page."""
+    """Refuse a key of [sphinx.config] that no extension knows, describe each page, and keep formulas and commas."""
     app.connect("html-page-context", _describe)
+    app.connect("doctree-resolved", _keep_together)
     overrides = settings["sphinx"]["config"]
     app.connect(
         "config-inited",
@@ -74,3 +76,13 @@ def _describe(app, pagename: str, templatename: str, context: dict, doctree) -> 
 
 def _refuse(name: str) -> None:
     raise ValueError(f"jupyter_book.toml: unknown key sphinx.config.{name}; no Sphinx extension of the book reads it")
+
+
+def _keep_together(app, doctree, docname) -> None:
+    """Let no line of text begin with the comma that follows a formula: a browser would break it there."""
+    for formula in list(doctree.findall(nodes.math)):
+        place = formula.parent.index(formula) + 1
+        following = formula.parent[place] if place < len(formula.parent) else None
+        if isinstance(following, nodes.Text) and (mark := re.match(r"\S+", following)):
+            formula.parent[place] = nodes.Text(following[mark.end() :])
+            formula.replace_self(nodes.inline("", "", formula.deepcopy(), nodes.Text(mark[0]), classes=["unbroken"]))

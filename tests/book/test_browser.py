@@ -81,6 +81,13 @@ def visited(site: str, browser: Any) -> dict[str, dict[str, Any]]:
         page.set_viewport_size({"width": 390, "height": 800})
         page.wait_for_timeout(150)
         notes["narrow"] = page.evaluate("document.documentElement.scrollWidth")
+        # Mathematics is seen from its beginning, and a formula in the text to its end.
+        notes["cut"] = page.evaluate(
+            """() => [...document.querySelectorAll('article mjx-container > svg')].filter(s => {
+                const box = s.getBoundingClientRect();
+                return box.left < 0 || (box.right > 390 && !s.closest('div.math, table'));
+            }).map(s => s.parentElement.textContent)"""
+        )
         page.close()
         found[name] = notes
     return found
@@ -98,6 +105,7 @@ def test_page(name: str, visited: dict[str, dict[str, Any]]) -> None:
     assert notes["inside"]["undescribed"] == []
     assert notes["inside"]["width"] <= 1280
     assert notes["narrow"] <= 390
+    assert notes["cut"] == []
 
 
 def test_internal_links_hold(site: str, browser: Any, visited: dict[str, dict[str, Any]]) -> None:
