@@ -1,13 +1,14 @@
 # %% [markdown]
 r"""
-# Entropy and the Riccati equation
+# The Riccati equation and its closed form
 
 The optimal plan of the last chapter is degenerate. Its entropy is $-\infty$, and it tolerates no noise. The smooth
 encoder wants a plan with entropy, and $\gamma$ says how much: from independence at $\gamma = 0$ to the optimal map as
 $\gamma \to \infty$. This chapter derives every formula on the way, and checks each in the cell below it.
+[The next one](045-float32-and-libraries.ipynb) asks what a computer and other libraries make of them.
 """
 
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import sympy
@@ -19,41 +20,37 @@ from scipy.special import logsumexp
 
 from se_core import DiagonalGaussian, FullGaussian
 from se_core.gaussians import entropy
-from se_core.lab.figures import METHODS, STYLE
-from se_core.transport import (
-    coupling,
-    entropic_cost,
-    entropic_w2_squared,
-    mutual_information,
-    w2_squared,
-)
+from se_core.lab.display import agree, book_style, holds, less
+from se_core.lab.figures import METHODS
+from se_core.transport import coupling, entropic_cost, entropic_w2_squared, mutual_information
 
+book_style()
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
-plt.rcParams.update(STYLE | {"figure.dpi": 120, "figure.figsize": (6.4, 2.2)})
 
 
 def scalar(mean: float, sigma: float) -> DiagonalGaussian:
     return DiagonalGaussian(torch.tensor([mean]), 2 * torch.tensor([sigma]).log())
 
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Four panels with samples of the plan of two scalar Gaussians. At gamma 0 a round cloud, at gamma 0.5 a tilted one, at gamma 5 a narrow one, at gamma 500 nearly a straight line."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "family-of-plans", "caption": "Draws from the best plan at four couplings. Each panel has the same two marginals, $\\mathcal N(0, 1)$ and $\\mathcal N(0.5, 1.7^2)$. Only the coupling differs."}, "image": {"alt": "Four panels with samples of the plan of two scalar Gaussians. At gamma 0 a round cloud, at gamma 0.5 a tilted one, at gamma 5 a narrow one, at gamma 500 nearly a straight line."}}
 a, b = scalar(0.0, 1.0), scalar(0.5, 1.7)
-noise = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
-figure, panels = plt.subplots(1, 4, sharex=True, sharey=True, layout="constrained")
-for axes, gamma in zip(panels, (0.0, 0.5, 5.0, 500.0), strict=True):
+noise = torch.randn(250, 2, generator=torch.Generator().manual_seed(1))
+figure, panels = plt.subplots(2, 2, figsize=(3.6, 4.6), sharex=True, sharey=True, layout="constrained")
+for axes, gamma in zip(panels.flat, (0.0, 0.5, 5.0, 500.0), strict=True):
     joint = coupling(a, b, gamma).joint()
     z_a, z_b = (joint.mean + noise @ joint.scale.mT).T
     axes.plot(z_a, z_b, "o", markersize=1.5, color=METHODS["se"]["color"])
     axes.set_title(rf"$\gamma = {gamma:g}$")
-    axes.set(xlabel="$z_a$", aspect="equal")
-panels[0].set_ylabel("$z_b$")
+    axes.set_aspect("equal")
+for axes in panels[1]:
+    axes.set_xlabel("$z_a$")
+for axes in panels[:, 0]:
+    axes.set_ylabel("$z_b$")
 plt.show()
 
 # %% [markdown]
 r"""
-Each panel has the same two marginals, $\mathcal N(0, 1)$ and $\mathcal N(0.5, 1.7^2)$. Only the coupling differs.
-
 ## The functional
 
 Entropic transport minimises, over all plans $Q$ of the two marginals,
@@ -78,7 +75,7 @@ $e^{-\gamma c / 2}$ until both marginals fit.
 """
 
 
-# %%
+# %% tags=["hide-input"]
 def sinkhorn(
     log_kernel: np.ndarray, log_p: np.ndarray, log_q: np.ndarray, sweeps: int = 200
 ) -> np.ndarray:
@@ -98,19 +95,19 @@ def grid(q: DiagonalGaussian, n: int = 120) -> tuple[np.ndarray, np.ndarray, flo
     return z, log_density + np.log(z[1] - z[0]), z[1] - z[0]
 
 
+# %%
 gamma = 1.0
 (x, log_p, h_a), (y, log_q, h_b) = grid(a), grid(b)
 squared = (x[:, None] - y[None, :]) ** 2
 log_plan = sinkhorn(-gamma / 2 * squared, log_p, log_q)
 plan = np.exp(log_plan)
 
-F_grid = gamma / 2 * (plan * squared).sum() + (plan * (log_plan - np.log(h_a * h_b))).sum()  # eq. 13
-np.testing.assert_allclose(float(entropic_cost(a, b, gamma)), F_grid, rtol=1e-10)
-np.testing.assert_allclose(float(entropic_w2_squared(a, b, gamma)), (plan * squared).sum(), rtol=1e-10)
-
+cost = (plan * squared).sum()
+F_grid = gamma / 2 * cost + (plan * (log_plan - np.log(h_a * h_b))).sum()  # eq. 13
 psi_grid = (plan * (x[:, None] * (y[None, :] - 0.5))).sum()
-np.testing.assert_allclose(float(coupling(a, b, gamma).psi), psi_grid, rtol=1e-10)
-print(f"F on the grid {F_grid:.8f};  E|z_a - z_b|^2 {(plan * squared).sum():.8f};  Psi {psi_grid:.8f}")
+agree("F, closed form against the grid", entropic_cost(a, b, gamma), F_grid, rtol=1e-10)
+agree("its expected cost", entropic_w2_squared(a, b, gamma), cost, rtol=1e-10)
+agree("its Psi", coupling(a, b, gamma).psi[0], psi_grid, rtol=1e-10)
 
 # %% [markdown]
 r"""
@@ -119,9 +116,10 @@ differences vanish.
 """
 
 # %%
-for axis, line in ((1, log_plan[:, 60]), (0, log_plan[60])):
+for name, axis, line in (("z_a", 1, log_plan[:, 60]), ("z_b", 0, log_plan[60])):
     inside = plan.max(axis) > 1e-9  # where the plan has mass
-    assert np.abs(np.diff(line[inside], n=3)).max() < 1e-9
+    third = np.abs(np.diff(line[inside], n=3)).max()
+    holds(f"third differences along {name} below 1e-9", third < 1e-9)
 
 # %% [markdown]
 r"""
@@ -154,11 +152,11 @@ $$
 \tag{16}
 $$
 
-(The paper has an idle trace before the logarithm.) The check draws random plans in three dimensions and computes the
-left sides from the joint alone.
+(The paper has an idle trace before the logarithm.) The check draws five random plans in three dimensions and computes the
+left sides from the joint alone. What does not depend on $\Psi$ is one constant for all five.
 """
 
-# %%
+# %% tags=["hide-input"]
 D_z, gamma = 3, 0.8
 generator = torch.Generator().manual_seed(0)
 
@@ -188,18 +186,29 @@ def random_plan() -> tuple[torch.Tensor, torch.distributions.MultivariateNormal]
     return psi, torch.distributions.MultivariateNormal(torch.cat([a.mean, b.mean]), covariance)
 
 
-difference = torch.cat([torch.eye(D_z), -torch.eye(D_z)], 1)  # z_a - z_b = difference @ (z_a, z_b)
-costs, functionals = [], []
-for _ in range(5):
-    psi, joint = random_plan()
+def expected_cost(joint: torch.distributions.MultivariateNormal) -> torch.Tensor:
+    difference = torch.cat([torch.eye(D_z), -torch.eye(D_z)], 1)  # z_a - z_b = difference @ (z_a, z_b)
     second_moment = joint.covariance_matrix + torch.outer(joint.mean, joint.mean)
-    cost = torch.trace(difference @ second_moment @ difference.mT)
-    costs.append(cost + 2 * torch.trace(psi))
-    H = D_z * np.log(2 * np.pi * np.e) + (torch.logdet(S_b) + torch.logdet(open_part(psi))) / 2
-    torch.testing.assert_close(H, joint.entropy())  # eq. 15
-    functionals.append(gamma / 2 * cost - joint.entropy() - F_tilde(psi))
-torch.testing.assert_close(torch.stack(costs), costs[0].expand(5))  # eq. 14: one constant for all plans
-torch.testing.assert_close(torch.stack(functionals), functionals[0].expand(5))  # eq. 16: likewise
+    return torch.trace(difference @ second_moment @ difference.mT)
+
+
+def schur_entropy(psi: torch.Tensor) -> torch.Tensor:  # eq. 15
+    return D_z * np.log(2 * np.pi * np.e) + (torch.logdet(S_b) + torch.logdet(open_part(psi))) / 2
+
+
+# %%
+plans = [random_plan() for _ in range(5)]
+costs = torch.stack([expected_cost(joint) for _, joint in plans])
+entropies = torch.stack([joint.entropy() for _, joint in plans])
+linear = torch.stack([-2 * torch.trace(psi) for psi, _ in plans])
+schur = torch.stack([schur_entropy(psi) for psi, _ in plans])
+reduced = torch.stack([F_tilde(psi) for psi, _ in plans])
+
+rest = costs - linear
+agree("eq. (14), what is left of the cost", rest, rest[0].expand(5), rtol=1e-12)
+agree("eq. (15), the entropy", schur, entropies, rtol=1e-12)
+rest = gamma / 2 * costs - entropies - reduced
+agree("eq. (16), what is left of F", rest, rest[0].expand(5), rtol=1e-12)
 
 # %% [markdown]
 r"""
@@ -240,15 +249,16 @@ what stays open.
 psi, _ = random_plan()
 psi.requires_grad_()
 (gradient,) = torch.autograd.grad(F_tilde(psi), psi)
-printed = -gamma * torch.eye(D_z) + torch.linalg.solve(S_b, psi.mT) @ torch.linalg.inv(open_part(psi))
-torch.testing.assert_close(gradient.mT, printed.detach())  # eq. 17
+pull = torch.linalg.solve(S_b, psi.mT) @ torch.linalg.inv(open_part(psi))
+printed = pull.detach() - gamma * torch.eye(D_z)
+agree("eq. (17) against autograd", printed, gradient.mT, rtol=1e-10, atol=1e-12)
 
 psi = coupling(a, b, gamma).psi
 G = torch.linalg.solve(S_b, psi.mT).mT
-torch.testing.assert_close(G @ psi.mT + G.mT / gamma, S_a)  # eq. 18
-torch.testing.assert_close(G, G.mT)
-torch.testing.assert_close(G, gamma * open_part(psi))
-assert (psi - psi.mT).abs().max() > 0.05
+agree("eq. (18), two terms against the third", G @ psi.mT + G.mT / gamma, S_a, rtol=1e-10)
+agree("G against its transpose", G, G.mT, atol=1e-12)
+agree("G against gamma S", G, gamma * open_part(psi), atol=1e-12)
+less("0.05, against the largest entry of Psi - Psi^T", 0.05, float((psi - psi.mT).max()))
 
 # %% [markdown]
 r"""
@@ -257,13 +267,8 @@ $A = -\frac{1}{2 \gamma} I$, $B B^\top = \Sigma_b$, $Q = \Sigma_a$, $R = I$. It 
 So does a minimiser that is given nothing but [(16)](#eq-16).
 """
 
-# %%
-care = solve_continuous_are(
-    -np.eye(D_z) / (2 * gamma), np.linalg.cholesky(S_b), S_a.numpy(), np.eye(D_z)
-)
-np.testing.assert_allclose(G.numpy(), care, rtol=1e-9)
 
-
+# %% tags=["hide-input"]
 def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
     psi = torch.tensor(flat.reshape(D_z, D_z), requires_grad=True)
     if torch.linalg.eigvalsh(open_part(psi.detach())).min() <= 0:
@@ -272,11 +277,15 @@ def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
     return float(value.detach()), torch.autograd.grad(value, psi)[0].numpy().ravel()
 
 
-search = minimize(
-    objective, np.zeros(D_z**2), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 500}
-)
-np.testing.assert_allclose(search.x.reshape(D_z, D_z), psi.numpy(), atol=1e-6)
-np.testing.assert_allclose(search.fun, float(F_tilde(psi)), rtol=1e-10)
+# %%
+one = np.eye(D_z)
+care = solve_continuous_are(-one / (2 * gamma), np.linalg.cholesky(S_b), S_a.numpy(), one)
+agree("G against SciPy's Riccati solver", G, care, rtol=1e-9)
+
+settings = {"gtol": 1e-9, "maxiter": 500}
+search = minimize(objective, np.zeros(D_z**2), jac=True, method="BFGS", options=settings)
+agree("Psi against the minimiser", psi, search.x.reshape(D_z, D_z), atol=1e-6)
+agree("and the minimum", F_tilde(psi), search.fun, rtol=1e-10)
 
 # %% [markdown]
 r"""
@@ -300,7 +309,10 @@ $$
 
 The $\rho_k$ are the canonical correlations of the plan. The stationary point is the minimum: $\tilde F$ is strictly
 convex, because $\Psi \Sigma_b^{-1} \Psi^\top$ is convex in the order of matrices and $-\log |\cdot|$ is convex and
-decreasing. The formula contains no inverse and no subtraction. It holds for singular covariances. As $\gamma \to \infty$ all $\rho_k \to 1$, which is the $\Psi$ of [(11)](#eq-11).
+decreasing.
+
+The formula contains no inverse and no subtraction. It holds for singular covariances. As $\gamma \to \infty$ all
+$\rho_k \to 1$, which is the $\Psi$ of [(11)](#eq-11).
 """
 
 # %%
@@ -308,13 +320,12 @@ L_a, L_b = a.scale.numpy(), b.scale.numpy()
 X, s, Yt = np.linalg.svd(L_a.T @ L_b)
 w = 2 * gamma * s
 rho = w / (1 + np.sqrt(1 + w**2))
-np.testing.assert_allclose(L_a @ X @ np.diag(rho) @ Yt @ L_b.T, psi.numpy(), rtol=1e-10)
+agree("Psi in closed form", L_a @ X @ np.diag(rho) @ Yt @ L_b.T, psi, atol=1e-12)
 
 # The same correlations, by their definition: singular values of the whitened cross-covariance.
 half_white = torch.linalg.solve(torch.linalg.cholesky(S_a), psi)
 whitened = torch.linalg.solve(torch.linalg.cholesky(S_b), half_white.mT)
-np.testing.assert_allclose(torch.linalg.svdvals(whitened).numpy(), rho, rtol=1e-10)
-print("canonical correlations", np.round(rho, 4))
+agree("the canonical correlations", rho, torch.linalg.svdvals(whitened), rtol=1e-10)
 
 # %% [markdown]
 r"""
@@ -346,10 +357,14 @@ $$
 $$
 
 Neither is a distance: $W^2_{2,\gamma}$ is positive at equal arguments, and $\mathcal{WD}$ can be negative. We prefer to
-compute the second through the mutual information
-$I = H_a + H_b - H[Q] = -\frac12 \sum_k \log(1 - \rho_k^2) = \frac12 \sum_k \log(1 + \frac12 w_k \rho_k)$, where
-$H_a$ and $H_b$ are the entropies of the marginals. (The last step is $\rho_k = \gamma s_k (1 - \rho_k^2)$ again.) It is
-finite at every finite $\gamma$, for singular covariances too:
+compute the second through the mutual information. With $H_a$ and $H_b$ for the entropies of the marginals,
+
+$$
+I = H_a + H_b - H[Q] = -\tfrac12 \sum_k \log(1 - \rho_k^2) = \tfrac12 \sum_k \log(1 + \tfrac12 w_k \rho_k) .
+$$
+
+The last step is $\rho_k = \gamma s_k (1 - \rho_k^2)$ again. The information is finite at every finite $\gamma$, for
+singular covariances too:
 
 $$
 \mathcal{WD}_{2,\gamma} = \frac\gamma2 W^2_{2,\gamma} + I - H_a - H_b .
@@ -359,16 +374,14 @@ $$
 # %%
 shift = a.mean - b.mean
 eq_19 = shift @ shift + torch.trace(S_a + S_b - 2 * psi)
-torch.testing.assert_close(entropic_w2_squared(a, b, gamma), eq_19)
-
-log_volume = torch.logdet(S_b) + torch.logdet(open_part(psi))
-eq_21 = gamma / 2 * eq_19 - D_z * np.log(2 * np.pi * np.e) - log_volume / 2
-torch.testing.assert_close(entropic_cost(a, b, gamma), eq_21)
+eq_21 = gamma / 2 * eq_19 - schur_entropy(psi)
+agree("W^2_{2,gamma}, ours against eq. (19)", entropic_w2_squared(a, b, gamma), eq_19, rtol=1e-12)
+agree("WD_{2,gamma}, ours against eqs. (20)-(21)", entropic_cost(a, b, gamma), eq_21, rtol=1e-12)
 
 information = 0.5 * np.log1p(w * rho / 2).sum()
-np.testing.assert_allclose(float(mutual_information(a, b, gamma)), information)
 joint_entropy = entropy(coupling(a, b, gamma).joint())
-np.testing.assert_allclose(float(entropy(a) + entropy(b) - joint_entropy), information)
+agree("I, ours against the last sum", mutual_information(a, b, gamma), information, rtol=1e-12)
+agree("and against the entropies", entropy(a) + entropy(b) - joint_entropy, information, rtol=1e-10)
 
 # %% [markdown]
 r"""
@@ -405,19 +418,18 @@ SymPy does the algebra.
 g, A, B = sympy.symbols("gamma Sigma_a Sigma_b", positive=True)
 t = sympy.symbols("psi", real=True)
 f = -g * t - sympy.log(A - t**2 / B) / 2  # eq. 16 in one dimension
-numerator = sympy.numer(sympy.together(sympy.diff(f, t)))
-assert sympy.simplify(numerator / (t**2 + t / g - A * B)).free_symbols == {g}  # eq. 22, up to a factor
+quadratic = t**2 + t / g - A * B  # eq. 22
+factor = g / (A * B - t**2)
+same = sympy.simplify(sympy.diff(f, t) - factor * quadratic) == 0
+holds("f' is eq. (22) times gamma / (Sigma_a Sigma_b - psi^2)", same)
 
 u = sympy.sqrt(1 + 4 * g**2 * A * B)
-roots = sympy.solve(t**2 + t / g - A * B, t)
-eq_23 = {sympy.simplify(-1 / (2 * g) + sign * u / (2 * g)) for sign in (1, -1)}
-assert {sympy.simplify(root) for root in roots} == eq_23
-
 feasible, other = (u - 1) / (2 * g), (-u - 1) / (2 * g)  # eq. 24, and the root it discards
+roots = {sympy.simplify(root) for root in sympy.solve(quadratic, t)}
+holds("eq. (23) has the two roots", roots == {sympy.simplify(feasible), sympy.simplify(other)})
 # By eq. 22 psi^2 = Sigma_a Sigma_b - psi / gamma: at most Sigma_a Sigma_b exactly where psi >= 0.
-assert sympy.simplify(A * B - feasible**2 - feasible / g) == 0
-assert sympy.simplify(A * B - other**2 - other / g) == 0
-assert other.subs({g: 1, A: 1, B: 1}) < 0 < feasible.subs({g: 1, A: 1, B: 1})
+at_one = {g: 1, A: 1, B: 1}
+holds("eq. (24) is the positive one", other.subs(at_one) < 0 < feasible.subs(at_one))
 
 # %% [markdown]
 r"""
@@ -432,7 +444,7 @@ $$
 $$
 """
 
-# %%
+# %% tags=["hide-input"]
 m = sympy.symbols("Delta", real=True)
 by_definition = (
     g / 2 * (m**2 + A + B - 2 * feasible)
@@ -447,27 +459,13 @@ printed = (
     - sympy.log(2 * sympy.pi)
     - 1
 )
+# %%
 values = dict(zip((g, A, B, m), map(sympy.Rational, ("3/7", "2/3", "5/2", "1/3")), strict=True))
-assert abs(sympy.N((by_definition - printed).subs(values), 40)) < 1e-35
+error = abs(sympy.N((by_definition - printed).subs(values), 40))
+holds("eqs. (20)-(21) and the printed formula agree to 35 digits", error < 1e-35)
 
 ours = entropic_cost(scalar(0.0, (2 / 3) ** 0.5), scalar(1 / 3, 2.5**0.5), 3 / 7)
-np.testing.assert_allclose(float(ours), float(printed.subs(values)), rtol=1e-12)
-
-# %% [markdown]
-r"""
-**In float32 the printed form is of no use where encoders live.** At $\gamma = 1$ and log-variances of $-10$ the root
-$u$ rounds to 1, and $u - 1$ to 0. The form $w / (1 + u)$ keeps every digit.
-"""
-
-# %%
-sigma_squared = np.float32(np.exp(-10.0))
-u_32 = np.sqrt(np.float32(1) + np.float32(4) * sigma_squared * sigma_squared)
-textbook = (u_32 - np.float32(1)) / np.float32(2)
-exact = (np.sqrt(1 + 4 * np.float64(sigma_squared) ** 2) - 1) / 2
-narrow = DiagonalGaussian(torch.zeros(1).float(), torch.full((1,), -10.0).float())
-stable = float(coupling(narrow, narrow, 1.0).psi)
-assert textbook == 0 < exact
-assert abs(stable - exact) < 2e-6 * exact
+agree("WD of two scalars, ours against it", ours, float(printed.subs(values)), rtol=1e-12)
 
 # %% [markdown]
 r"""
@@ -546,38 +544,6 @@ HTML(
 
 # %% [markdown]
 r"""
-## The family of plans
-
-What the picture shows, in formulas. As $\gamma$ falls to 0 the plan becomes independent, $I \to 0$ and
-$W^2_{2,\gamma} \to \|\mu_a - \mu_b\|^2 + \operatorname{Tr}(\Sigma_a + \Sigma_b)$. As $\gamma$ grows the cost falls to
-$W_2^2$, like $W_2^2 + D_z / \gamma$, and $I$ grows without limit. Between the two, the envelope theorem gives the slope
-of the minimum: $d\, \mathcal{WD} / d\gamma = \frac12 W^2_{2,\gamma}$.
-"""
-
-# %%
-torch.testing.assert_close(entropic_w2_squared(a, b, 0.0), shift @ shift + torch.trace(S_a + S_b))
-assert mutual_information(a, b, 0.0) == 0
-
-excess = [float(entropic_w2_squared(a, b, g) - w2_squared(a, b)) for g in (1e3, 1e4)]
-np.testing.assert_allclose(excess, [D_z / 1e3, D_z / 1e4], rtol=1e-2)
-
-slope_at = torch.tensor(gamma, requires_grad=True)
-(slope,) = torch.autograd.grad(entropic_cost(a, b, slope_at), slope_at)
-torch.testing.assert_close(slope, entropic_w2_squared(a, b, gamma) / 2)
-
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Against gamma on a logarithmic axis: the expected cost falls from its independent value to the Wasserstein distance, while the mutual information rises from zero."}}
-gammas = torch.logspace(-2, 3, 80)
-figure, (left, right) = plt.subplots(1, 2, layout="constrained")
-left.semilogx(gammas, entropic_w2_squared(a, b, gammas), color=METHODS["se"]["color"])
-left.axhline(float(w2_squared(a, b)), color="0.5", linestyle=":")
-left.text(1e-2, float(w2_squared(a, b)) * 1.03, "$W_2^2$", color="0.4")
-left.set(xlabel=r"$\gamma$", title=r"expected cost $W^2_{2,\gamma}$")
-right.semilogx(gammas, mutual_information(a, b, gammas), color=METHODS["se"]["color"])
-right.set(xlabel=r"$\gamma$", title="mutual information (nats)")
-plt.show()
-
-# %% [markdown]
-r"""
 ## Sinkhorn is a Riccati iteration
 
 The plan's density is $e^{-\gamma c/2}$ times a function of $z_a$ times a function of $z_b$. So its precision matrix has
@@ -593,40 +559,16 @@ a discrete Riccati iteration. Each sweep shrinks the error by the fourth power o
 
 # %%
 precision = torch.linalg.inv(coupling(a, b, gamma).joint().covariance)
-torch.testing.assert_close(precision[:D_z, D_z:], -gamma * torch.eye(D_z), rtol=0, atol=1e-10)
+corner = precision[:D_z, D_z:]
+agree("the corner of the precision, against -gamma I", corner, -gamma * torch.eye(D_z), atol=1e-10)
 
 P_b, errors = torch.linalg.inv(S_b), []
 for _ in range(40):
     P_a = torch.linalg.inv(S_a) + gamma**2 * torch.linalg.inv(P_b)
     P_b = torch.linalg.inv(S_b) + gamma**2 * torch.linalg.inv(P_a)
     errors.append(float(torch.linalg.matrix_norm(P_b - precision[D_z:, D_z:])))
-assert errors[-1] < 1e-6 * errors[0]
-np.testing.assert_allclose(errors[12] / errors[11], rho.max() ** 4, rtol=1e-3)
-
-# %% [markdown]
-r"""
-## Other people's constants
-
-The same plan goes by different parameters. With our cost $\|z_a - z_b\|^2$ (no factor $\frac12$) and our $\gamma$:
-
-| who | their parameter | their value |
-|---|---|---|
-| POT `solve`, OTT `kl_reg_cost`: $\langle C, P \rangle + \varepsilon\, \mathcal{KL}(P \,\Vert\, p q)$ | $\varepsilon = 2 / \gamma$ | $W^2_{2,\gamma} + \frac2\gamma I$ |
-| POT `sinkhorn2`: $\langle C, P \rangle$ alone | $\varepsilon = 2 / \gamma$ | $W^2_{2,\gamma}$ |
-| Janati et al. {cite:year}`janati2020` | $\sigma^2 = 1 / \gamma$ | $W^2_{2,\gamma} + \frac2\gamma I$ |
-| GeomLoss, $p = 2$, `debias=False` | blur $= \gamma^{-1/2}$ | half of that |
-| the debiased divergence {cite}`feydy2019` | $\varepsilon = 2/\gamma$ | `sinkhorn_divergence` |
-
-The grid confirms the first line, for $\mathcal N(0, 1)$, $\mathcal N(0.5, 1.7^2)$ and $\gamma = 1$.
-"""
-
-# %%
-relative = (plan * (log_plan - log_p[:, None] - log_q[None, :])).sum()
-OT = (plan * squared).sum() + 2.0 * relative  # epsilon = 2 / gamma = 2
-pair = scalar(0.0, 1.0), scalar(0.5, 1.7)
-closed_form = entropic_w2_squared(*pair, 1.0) + 2 * mutual_information(*pair, 1.0)
-np.testing.assert_allclose(OT, float(closed_form), rtol=1e-10)
-print(f"OT with epsilon = 2: {OT:.8f}")
+agree("P_b after forty sweeps", P_b, precision[D_z:, D_z:], rtol=1e-6)
+agree("error over the last sweep's, against rho^4", errors[12] / errors[11], rho.max() ** 4, rtol=1e-3)
 
 # %% [markdown]
 r"""
@@ -640,15 +582,7 @@ equation $\Sigma_a = G \Sigma_b G + G / \gamma$ then commutes with $\Sigma_b$ as
 have common eigenvectors, and [(18)](#eq-18) is solved in their basis by a diagonal $\Psi$.
 :::
 
-**2.** At $a = b$ the plan at finite $\gamma$ does not put $z_a = z_b$. How large is $W^2_{2,\gamma}(a, a)$ for
-$\mathcal N(0, 1)$ and large $\gamma$?
-
-:::{dropdown} Solution
-$2 (1 - \psi)$ with $\psi = (u - 1) / 2\gamma \approx 1 - 1/2\gamma$: about $1/\gamma$. The plan keeps a noise of variance
-$1/\gamma$ because the entropy rewards it.
-:::
-
-**3.** Where does the other root of [(23)](#eq-23) lead?
+**2.** Where does the other root of [(23)](#eq-23) lead?
 
 :::{dropdown} Solution
 To $\psi < 0$ with $\psi^2 > \Sigma_a \Sigma_b$, a correlation below $-1$. The open part $\Sigma_a - \psi^2 / \Sigma_b$
@@ -663,5 +597,5 @@ would be negative.
 * The closed form for matrices, and that $\Psi$ is not symmetric while $\Psi \Sigma_b^{-1}$ is.
 * Equations [(19)](#eq-19)-[(21)](#eq-21) from determinants, [(22)](#eq-22)-[(24)](#eq-24) and the scalar
   $\mathcal{WD}$ with SymPy.
-* Both limits in $\gamma$, the slope in between, Sinkhorn's rate, and the constants of other libraries.
+* That Sinkhorn's algorithm is a Riccati iteration, and its rate.
 """
