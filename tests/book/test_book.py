@@ -88,8 +88,10 @@ def test_each_equation_of_the_paper_stands_under_its_number_with_a_cell_that_che
     assert len(homes) == 1
     assert rf"\tag{{{number}}}" in pages[homes[0]]
     source = (ROOT / "book" / "src" / f"{Path(homes[0]).name}.py").read_text()
-    cells = re.split(r"^# %%", source.split(rf"\tag{{{number}}}")[1], flags=re.MULTILINE)
-    following = next(cell for cell in cells[1:] if not cell.startswith(" [markdown]"))
+    cells = re.split(r"^# %%", source.split(rf"\tag{{{number}}}")[1], flags=re.MULTILINE)[1:]
+    begin = next(i for i, cell in enumerate(cells) if not cell.startswith(" [markdown]"))
+    end = next(i for i, cell in enumerate(cells) if i > begin and cell.startswith(" [markdown]"))
+    following = "".join(cells[begin:end])
     assert re.search(r"^\s*(assert|agree|less|holds)\b", following, flags=re.MULTILINE)
     # Its chapter says at the end that it was checked, by name or as the inside of a range.
     summary = source.split("## What we checked")[1]

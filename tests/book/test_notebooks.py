@@ -22,6 +22,11 @@ NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=60", "-p", "no:
 
 EXECUTE = runpy.run_path(str(BOOK / "execute.py"))
 
+# What the tests of a chapter's face ask, these do not give yet.
+UNCONVERTED = ("05-bound", "06-selection", "07-training", "08-figure1", "09-smooth-or-shrink", "10-your-own-encoder")
+CONVERTED = [source for source in SOURCES if source.stem not in UNCONVERTED]
+FOLDED = {"hide-input", "hide-cell", "remove-cell"}
+
 
 def pictures(cell: nbformat.NotebookNode) -> list[str]:
     """The kinds of picture among the outputs of a code cell."""
@@ -71,6 +76,31 @@ def test_each_picture_is_described(source: Path) -> None:
         if cell.cell_type == "code" and pictures(cell):
             description = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
             assert len(description) > 40, f"{source.stem}, cell {index}: a picture needs mystnb.image.alt"
+
+
+@pytest.mark.parametrize("source", CONVERTED, ids=lambda s: s.stem)
+def test_code_in_sight_is_short_and_no_check_is_silent(source: Path) -> None:
+    for index, cell in enumerate(notebook(source).cells):
+        if cell.cell_type == "code":
+            place = f"{source.stem}, cell {index}"
+            assert not re.search(r"\bassert(_close|_allclose|_equal)?\b", cell.source), f"{place}: use lab.display"
+            lines = [line for line in cell.source.splitlines() if line.strip()]
+            assert len(lines) <= 15 or FOLDED & set(cell.metadata.get("tags", [])), f"{place}: {len(lines)} lines"
+
+
+@pytest.mark.parametrize("source", CONVERTED, ids=lambda s: s.stem)
+def test_each_picture_is_a_figure_that_can_be_read_on_a_phone(source: Path) -> None:
+    for index, cell in enumerate(notebook(source).cells):
+        if cell.cell_type == "code" and (kinds := pictures(cell)):
+            place = f"{source.stem}, cell {index}"
+            figure = cell.metadata.get("mystnb", {}).get("figure", {})
+            assert figure.get("name"), f"{place}: a picture needs mystnb.figure.name"
+            assert len(figure.get("caption", "")) > 20, f"{place}: a picture needs mystnb.figure.caption"
+            assert kinds == ["image/svg+xml"], f"{place}: {kinds}"
+            (svg,) = (o.data["image/svg+xml"] for o in cell.outputs if "image/svg+xml" in o.get("data", {}))
+            width = float(re.search(r'<svg [^>]*\bwidth="([\d.]+)pt"', svg).group(1))
+            # Text of 9 pt, 12 px, is shown at no less than 9 px where the column is 358 px wide.
+            assert width <= 358, f"{place}: {width} points"
 
 
 def compare(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
