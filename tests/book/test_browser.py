@@ -1,30 +1,22 @@
 """The built book in a browser without a network: each page, on a wide and on a narrow screen."""
 
-import functools
-import http.server
+import math
 import runpy
-import shutil
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import CHROMIUM, serve
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOC = tomllib.loads((ROOT / "jupyter_book.toml").read_text())["toc"]
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]), "search", "genindex"]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium")
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, kind: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +24,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address at which the book, built as `make book` does, is served."""
     html = tmp_path_factory.mktemp("browser") / "html"
     subprocess.run([sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-b", "html", ROOT / "book", html], check=True)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(html)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with serve(html) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +127,75 @@ def test_the_plan_follows_gamma(site: str, browser: Any) -> None:
     )
     assert len(dots) == 350
     assert all(abs(y - 0.5 * x) < 0.1 for x, y in dots)  # nearly the Monge map
+    page.close()
+
+
+WORDS = "document.getElementById('attack-words').textContent"
+
+
+def test_a_digit_is_drawn_and_attacked(site: str, browser: Any) -> None:
+    """Draw and attack, on a phone and without animation: by touch, by mouse, by keyboard, and said in words."""
+    context = browser.new_context(viewport={"width": 390, "height": 800}, reduced_motion="reduce", has_touch=True)
+    page = context.new_page()
+    page.goto(f"{site}/draw-and-attack.html", wait_until="load")
+    page.wait_for_function(f"{WORDS}.startsWith('A 3, radius 0.10, step 40 of 40.')")
+    before = page.inner_text("#attack-words")
+    assert [page.locator(f".picture-column.{m} canvas").count() for m in ("vae", "se", "pinned")] == [3, 3, 3]
+    sizes = "[...document.querySelectorAll('.picture *')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    assert min(page.evaluate(sizes)) >= 9
+
+    page.locator("#attack-radius").press("Home")
+    page.wait_for_function(f"{WORDS}.startsWith('A 3, radius 0.00')")
+    assert [page.inner_text(f".{m} .picture-moved") for m in ("vae", "se", "pinned")] == 3 * ["moved 0 %"]
+    assert page.inner_text("#attack-words").count("reads 3 still") == 3  # of the sixteen, all read this one
+    page.locator("#attack-radius").press("End")
+    page.wait_for_function(f"{WORDS}.startsWith('A 3, radius 0.30')")
+    assert page.inner_text("#attack-words").count("read 3 and now reads") == 3
+    page.locator("#attack-step").press("Home")
+    page.wait_for_function(f"{WORDS}.includes('step 0 of 40')")
+
+    page.locator("[name=attack-digit]:checked").press("ArrowRight")
+    page.wait_for_function(f"{WORDS}.startsWith('A 4, radius 0.30, step 40 of 40')")
+    votes = page.inner_text("#attack-words")
+    page.locator("[name=attack-aim]:checked").press("ArrowRight")
+    page.wait_for_function(f"{WORDS} !== {votes!r} && {WORDS} !== {before!r}")
+
+    page.locator("#attack-pad").scroll_into_view_if_needed()
+    box = page.locator("#attack-pad").bounding_box()
+    x, y, size = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, box["width"]
+    page.mouse.move(x, y - 0.3 * size)
+    page.mouse.down()
+    for turn in range(1, 25):
+        angle = turn * math.pi / 12
+        page.mouse.move(x + 0.2 * size * math.sin(angle), y - 0.3 * size * math.cos(angle))
+    page.mouse.up()
+    page.wait_for_function(f"{WORDS}.startsWith('Your drawing')")
+    assert [page.inner_text(f".{m} .picture-reading")[0] for m in ("vae", "se", "pinned")] == 3 * ["0"]
+
+    page.locator("#attack-clear").tap()
+    assert page.inner_text("#attack-words") == "Draw a digit, or take one of the sixteen."
+    page.locator("#attack-pad").focus()
+    for key in ("Space", *8 * ["ArrowDown"], "Space"):
+        page.keyboard.press(key)
+    page.wait_for_function(f"{WORDS}.startsWith('Your drawing')")
+    assert [page.inner_text(f".{m} .picture-reading")[0] for m in ("vae", "se", "pinned")] == 3 * ["1"]
+    context.close()
+
+
+def test_the_attack_plays_step_by_step(site: str, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(f"{site}/draw-and-attack.html", wait_until="load")
+    page.wait_for_function(f"{WORDS}.startsWith('A 3')")
+    page.evaluate("""() => {
+        window.seen = new Set();
+        const note = () => { seen.add(document.getElementById("attack-step").value); requestAnimationFrame(note); };
+        note();
+    }""")
+    page.locator("#attack-play").click()
+    assert page.inner_text("#attack-play") == "Pause"
+    page.wait_for_function("document.getElementById('attack-play').textContent === 'Play'")
+    assert page.input_value("#attack-step") == "40"
+    assert page.evaluate("seen.size") > 5
     page.close()
 
 
