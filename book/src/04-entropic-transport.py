@@ -476,69 +476,11 @@ Move $\gamma$. The marginals stay; the plan closes from a cloud to a line.
 
 # %% tags=["hide-input"]
 HTML(
-    r"""
-<div id="plan" style="max-width: 34rem">
-  <label for="plan-gamma">&gamma; = <output id="plan-value">1</output></label>
-  <input id="plan-gamma" type="range" min="-2" max="4" step="0.05" value="0" style="width: 100%"
-    aria-label="coupling strength gamma, logarithmic">
-  <label for="plan-width">standard deviation of z<sub>b</sub> = <output id="plan-sigma">1.0</output></label>
-  <input id="plan-width" type="range" min="0.2" max="1.6" step="0.05" value="1" style="width: 100%"
-    aria-label="standard deviation of z b">
-  <svg viewBox="-4.6 -4.4 9.2 8.8" role="img" style="width: 100%; max-height: 24rem"
-    aria-label="Samples and two-sigma ellipse of the optimal plan, with the two marginals on the sides"></svg>
-  <p id="plan-numbers" aria-live="polite"></p>
-</div>
-<script>
-(() => {
-  const root = document.getElementById("plan"), svg = root.querySelector("svg");
-  const draw = (name, attributes) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const key in attributes) element.setAttribute(key, attributes[key]);
-    svg.appendChild(element);
-    return element;
-  };
-  // A fixed cloud of standard normal pairs (Box and Muller on a low-discrepancy sequence).
-  const cloud = [];
-  for (let k = 1; k <= 350; k++) {
-    const r = Math.sqrt(-2 * Math.log((k - 0.5) / 350)), phi = 2 * Math.PI * ((k * 0.61803398875) % 1);
-    cloud.push([r * Math.cos(phi), r * Math.sin(phi)]);
-  }
-  const range = [...Array(81).keys()].map((i) => -4 + i / 10);
-  const bell = (z, sigma) => Math.exp(-z * z / (2 * sigma * sigma)) / sigma;
-  const line = (points) => points.map(([x, y], i) => (i ? "L" : "M") + x.toFixed(3) + " " + y.toFixed(3)).join("");
-  draw("path", {d: "M-4.2 3.9H4.2M-4.2 3.9V-4.2", stroke: "currentColor", "stroke-width": 0.02, fill: "none"});
-  const dots = cloud.map(() => draw("circle", {r: 0.045, fill: "#0072B2", "fill-opacity": 0.6}));
-  const ellipse = draw("path", {fill: "none", stroke: "#0072B2", "stroke-width": 0.05});
-  const side_a = draw("path", {fill: "none", stroke: "#D55E00", "stroke-width": 0.05});
-  const side_b = draw("path", {fill: "none", stroke: "#009E73", "stroke-width": 0.05});
-  for (const [x, y, text] of [[4.25, 3.7, "a"], [-4.0, -4.05, "b"]]) {
-    draw("text", {x, y, "font-size": 0.36, fill: "currentColor", "text-anchor": x > 0 ? "end" : "start"})
-      .innerHTML = `z<tspan dy="0.1" font-size="0.26">${text}</tspan>`;
-  }
-  const update = () => {
-    const gamma = 10 ** Number(root.querySelector("#plan-gamma").value);
-    const sigma_b = Number(root.querySelector("#plan-width").value);
-    const w = 2 * gamma * sigma_b, rho = w / (1 + Math.hypot(1, w)), rest = Math.sqrt(1 - rho * rho);
-    const place = ([e, f]) => [e, -sigma_b * (rho * e + rest * f)];
-    cloud.forEach((pair, i) => {
-      const [x, y] = place(pair);
-      dots[i].setAttribute("cx", x); dots[i].setAttribute("cy", y);
-    });
-    const turn = [...Array(121).keys()].map((i) => Math.PI * i / 60);
-    ellipse.setAttribute("d", line(turn.map((t) => place([2 * Math.cos(t), 2 * Math.sin(t)]))));
-    side_a.setAttribute("d", line(range.map((z) => [z, 3.9 - 0.9 * bell(z, 1)])));
-    side_b.setAttribute("d", line(range.map((z) => [-4.2 + 0.9 * Math.min(bell(z, sigma_b), 2.5), -z])));
-    const cost = 1 + sigma_b * sigma_b - 2 * rho * sigma_b, monge = (1 - sigma_b) ** 2;
-    root.querySelector("#plan-value").textContent = gamma.toPrecision(2);
-    root.querySelector("#plan-sigma").textContent = sigma_b.toFixed(2);
-    root.querySelector("#plan-numbers").textContent =
-      `correlation ρ = ${rho.toFixed(3)}; mutual information I = ${(0.5 * Math.log1p(w * rho / 2)).toFixed(3)} nats; ` +
-      `expected cost ${cost.toFixed(3)}, where the least possible is ${monge.toFixed(3)}.`;
-  };
-  root.querySelectorAll("input").forEach((input) => input.addEventListener("input", update));
-  update();
-})();
-</script>
+    """
+<link rel="stylesheet" href="../_static/pictures.css">
+<div class="picture" id="plan"><p>The rendered book has a picture to play with here.</p></div>
+<script src="../_static/smooth-encoders.js" defer></script>
+<script src="../_static/plan.js" defer></script>
 """
 )
 
