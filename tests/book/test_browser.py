@@ -1,11 +1,13 @@
 """The built book in a browser without a network: each page, on a wide and on a narrow screen."""
 
+import json
 import math
 import runpy
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,26 @@ def test_the_plan_follows_gamma(site: str, browser: Any) -> None:
     )
     assert len(dots) == 350
     assert all(abs(y - 0.5 * x) < 0.1 for x, y in dots)  # nearly the Monge map
+    page.close()
+
+
+def test_the_blind_spot_follows_gamma_and_the_radius(site: str, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(f"{site}/notebooks/01-blind-spot.html", wait_until="load")
+    kept = json.loads((ROOT / "book" / "results" / "blind-spot.json").read_text())
+    travels = [sum(abs(b - a) for a, b in pairwise(q["mean"])) for q in kept["vae"]]
+    assert f"they travel {travels[0]:.1f} and {travels[1]:.1f}" in page.inner_text("#blind-words")
+    assert page.locator("#blind-spot path.vae").count() == 4
+    page.locator("#blind-gamma").press("End")
+    page.locator("#blind-radius").press("Home")
+    travels = [
+        sum(abs(b - a) for a, b in pairwise(q["mean"]))
+        for row in kept["se"]
+        if (row["gamma"], row["radius"]) == (kept["gammas"][-1], kept["radii"][0])
+        for q in row["encoders"]
+    ]
+    assert f"they travel {travels[0]:.1f} and {travels[1]:.1f}" in page.inner_text("#blind-words")
+    assert page.locator("#blind-spot path.se").count() == 4
     page.close()
 
 

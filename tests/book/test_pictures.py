@@ -21,6 +21,7 @@ from se_core.pretrained import Mean, Pretrained
 from se_core.transport import coupling, entropic_w2_squared, mutual_information, w2_squared
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "book"))
+import blind_spot
 import demo
 
 METHODS = ("vae", "se", "pinned")
@@ -53,6 +54,16 @@ def test_the_sixteen_digits_are_the_first_of_each_class_and_the_second_of_some(m
         first, second = data.pixels[data.digits == digit][:2]
         assert torch.equal(made["digits"][digit], first)
         assert digit > 5 or torch.equal(made["digits"][10 + digit], second)
+
+
+def test_the_encoders_of_chapter_1_are_those_of_its_code() -> None:
+    kept = json.loads(blind_spot.RESULTS.read_text())
+    prices = [(row["gamma"], row["radius"]) for row in kept["se"]]
+    assert prices == [(gamma, radius) for gamma in blind_spot.GAMMAS for radius in blind_spot.RADII]
+    (row,) = [row for row in kept["se"] if (row["gamma"], row["radius"]) == (500.0, 0.07)]
+    again = blind_spot.curve(blind_spot.chapter(), "se", blind_spot.SEEDS[0], gamma=500.0, radius=0.07)
+    for key, values in again.items():
+        np.testing.assert_allclose(values, row["encoders"][0][key], atol=0.05)  # another machine rounds otherwise
 
 
 @pytest.fixture(scope="module")
