@@ -152,6 +152,37 @@ def test_the_blind_spot_follows_gamma_and_the_radius(site: str, browser: Any) ->
     page.close()
 
 
+def test_figure_1_can_be_looked_into(site: str, browser: Any) -> None:
+    """Methods, intervals and seeds come and go; a point says its numbers and, where there are any, shows its digits."""
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(f"{site}/notebooks/08-figure1.html", wait_until="load")
+    count = {what: page.locator(f"#figure1 svg {what}").count for what in (".mean", ".vae.mean", ".band", ".seed")}
+    assert [n() for n in count.values()] == [12, 4, 12, 36]
+    for name in ("vae", "intervals", "seeds"):
+        page.locator(f"#figure1 [name={name}]").uncheck()
+    assert [n() for n in count.values()] == [8, 0, 0, 0]
+
+    records = json.loads((ROOT / "book" / "results" / "figure1-small.json").read_text())["records"]
+    wanted = {"dataset": "mnist", "architecture": "conv", "method": "pinned", "radius": 0.02}
+    values = [r["accuracy"] for r in records if wanted.items() <= r.items()]
+    page.locator("#figure1 svg[data-panel=d]").focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    said = page.inner_text("#figure1-words")
+    assert said.startswith("Panel (d), pinned smooth encoder, radius 0.02: accuracy")
+    assert f"{100 * sum(values) / len(values):.0f} ± " in said
+    assert page.locator(".figure1-digits canvas").count() == 0
+
+    page.locator("#figure1 [value=full]").check()
+    assert [n() for n in count.values()] == [4, 0, 0, 0]
+    dot = page.locator("#figure1 svg[data-panel=c] circle.pinned").nth(3)
+    dot.hover()
+    page.wait_for_selector(".figure1-digits canvas")
+    assert "Panel (c), pinned smooth encoder, radius 0.1:" in page.inner_text("#figure1-words")
+    assert page.locator(".figure1-digits figcaption").all_inner_texts()[0].startswith("9")
+    page.close()
+
+
 WORDS = "document.getElementById('attack-words').textContent"
 
 

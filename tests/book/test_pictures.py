@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from browsing import CHROMIUM, serve
+from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from se_core.transport import coupling, entropic_w2_squared, mutual_information,
 sys.path.insert(0, str(Path(__file__).parents[2] / "book"))
 import blind_spot
 import demo
+import figure1_digits
 
 METHODS = ("vae", "se", "pinned")
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -54,6 +56,20 @@ def test_the_sixteen_digits_are_the_first_of_each_class_and_the_second_of_some(m
         first, second = data.pixels[data.digits == digit][:2]
         assert torch.equal(made["digits"][digit], first)
         assert digit > 5 or torch.equal(made["digits"][10 + digit], second)
+
+
+def test_the_digits_behind_figure_1_are_attacked_within_the_radius_and_read_as_it_says() -> None:
+    tensors, data = read_tensors(figure1_digits.DIGITS.read_bytes()), load("mnist", "test").subset(0, 8)
+    assert torch.equal(tensors["labels"].long(), data.digits)
+    for panel, architecture in figure1_digits.ARCHITECTURES.items():
+        for method in METHODS:
+            pixels = tensors[f"{panel}.{method}"]
+            assert len(pixels) == len(figure1_digits.EVALUATION["radii"])
+            for radius, attacked in zip(figure1_digits.EVALUATION["radii"], pixels, strict=True):
+                furthest = (attacked / 255 - data.images()).abs().amax((1, 2, 3))
+                assert ((furthest - radius).abs() <= 0.5 / 255 + 1e-6).all()
+            logits = load_pretrained(f"mnist-{architecture}-{method}").classifier()((pixels / 255).flatten(0, 1))
+            torch.testing.assert_close(logits.argmax(-1), tensors[f"{panel}.{method}.read"].long())
 
 
 def test_the_encoders_of_chapter_1_are_those_of_its_code() -> None:
