@@ -1,6 +1,6 @@
 """Encoders and decoders of section 7, and the variational autoencoder made of one of each.
 
-Images have shape (B, C, 28, 28) with pixels in [0, 1]; latents have shape (B, latent_dim).
+Images have shape (B, C, S, S) with pixels in [0, 1], S = 28 unless asked for otherwise; latents (B, latent_dim).
 """
 
 import itertools
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         self.layers = layers
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
-        """x (B, C, 28, 28) -> mean and log_var, each (B, latent_dim)."""
+        """x (B, C, S, S) -> mean and log_var, each (B, latent_dim)."""
         mean, log_var = self.layers(x).chunk(2, dim=-1)
         return DiagonalGaussian(mean, log_var)
 
@@ -57,7 +57,7 @@ class PinnedEncoder(nn.Module):
         self.norm = nn.BatchNorm1d(latent_dim, momentum=0.05, affine=False, **_CPU)
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
-        """x (B, C, 28, 28) -> mean and log_var, each (B, latent_dim); while training, B >= 2."""
+        """x (B, C, S, S) -> mean and log_var, each (B, latent_dim); while training, B >= 2."""
         mean, log_var = self.layers(x).chunk(2, dim=-1)
         return DiagonalGaussian(self.norm(mean), log_var)
 
@@ -100,7 +100,7 @@ class FullEncoder(nn.Module):
         self.latent_dim = latent_dim
 
     def forward(self, x: Tensor) -> FullGaussian:
-        """x (B, C, 28, 28) -> mean (B, latent_dim) and lower triangular scale (B, latent_dim, latent_dim)."""
+        """x (B, C, S, S) -> mean (B, latent_dim) and lower triangular scale (B, latent_dim, latent_dim)."""
         d = self.latent_dim
         mean, log_var, below = self.layers(x).split([d, d, d * (d - 1) // 2], dim=-1)
         row, column = torch.tril_indices(d, d, -1, device=x.device)
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         self.layers = layers
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (B, latent_dim) -> images (B, C, 28, 28) in [0, 1]."""
+        """z (B, latent_dim) -> images (B, C, S, S) in [0, 1]."""
         return torch.sigmoid(self.layers(z))
 
 
@@ -129,39 +129,45 @@ def _linear_stack(sizes: list[int]) -> list[nn.Module]:
     return layers[:-1]
 
 
-def mlp_encoder(channels: int, outputs: int) -> nn.Sequential:
+def mlp_encoder(channels: int, outputs: int, side: int = SIDE) -> nn.Sequential:
     """The paper's MLP: four layers of 200 ReLU units, then the outputs (2 x latent_dim for diagonal covariances)."""
-    return nn.Sequential(nn.Flatten(), *_linear_stack([channels * SIDE**2] + 4 * [WIDTH] + [outputs]))
+    return nn.Sequential(nn.Flatten(), *_linear_stack([channels * side**2] + 4 * [WIDTH] + [outputs]))
 
 
-def mlp_decoder(channels: int, latent_dim: int) -> Decoder:
+def mlp_decoder(channels: int, latent_dim: int, side: int = SIDE) -> Decoder:
     """The paper's MLP the other way round."""
-    stack = _linear_stack([latent_dim] + 4 * [WIDTH] + [channels * SIDE**2])
-    return Decoder(nn.Sequential(*stack, nn.Unflatten(1, (channels, SIDE, SIDE))))
+    stack = _linear_stack([latent_dim] + 4 * [WIDTH] + [channels * side**2])
+    return Decoder(nn.Sequential(*stack, nn.Unflatten(1, (channels, side, side))))
 
 
-def conv_encoder(channels: int, outputs: int) -> nn.Sequential:
-    """Four strided convolutions, 28 -> 14 -> 7 -> 4 -> 2 pixels, and a linear layer.
+def conv_encoder(channels: int, outputs: int, side: int = SIDE) -> nn.Sequential:
+    """Four strided convolutions, 28 -> 14 -> 7 -> 4 -> 2 pixels (64 -> 32 -> 16 -> 8 -> 4), and a linear layer.
 
     The paper names a 4 layer ConvNET and does not lay it out. This layout is ours: the resolution halves at each
     layer while the channels double, which one CPU core still trains at four times the cost of the MLP.
     """
+    if side % 4:  # the decoder doubles twice
+        raise InvalidValueError(
+            f"image_size={side} must be a multiple of 4 for architecture='conv', such as {4 * math.ceil(side / 4)}; an "
+            "'mlp' takes any"
+        )
     layers: list[nn.Module] = []
     widths = [channels, 8, 16, 32, 64]
     for fan_in, fan_out, kernel in zip(widths[:-1], widths[1:], (4, 4, 3, 3), strict=True):
         layers += [nn.Conv2d(fan_in, fan_out, kernel, stride=2, padding=1, **_CPU), nn.ReLU()]
-    return Layers(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, outputs, **_CPU))
+    return Layers(*layers, nn.Flatten(), nn.Linear(64 * math.ceil(side / 16) ** 2, outputs, **_CPU))
 
 
-def conv_decoder(channels: int, latent_dim: int) -> Decoder:
+def conv_decoder(channels: int, latent_dim: int, side: int = SIDE) -> Decoder:
     """Two linear layers and two transposed convolutions, 7 -> 14 -> 28 pixels (our layout, see `conv_encoder`)."""
+    quarter = side // 4
     return Decoder(
         nn.Sequential(
             nn.Linear(latent_dim, WIDTH, **_CPU),
             nn.ReLU(),
-            nn.Linear(WIDTH, 16 * 7 * 7, **_CPU),
+            nn.Linear(WIDTH, 16 * quarter**2, **_CPU),
             nn.ReLU(),
-            nn.Unflatten(1, (16, 7, 7)),
+            nn.Unflatten(1, (16, quarter, quarter)),
             nn.ConvTranspose2d(16, 16, 4, stride=2, padding=1, **_CPU),
             nn.ReLU(),
             nn.ConvTranspose2d(16, channels, 4, stride=2, padding=1, **_CPU),
@@ -207,7 +213,7 @@ class VAE(nn.Module):
         self.latent_dim = latent_dim
 
     def encode(self, x: Tensor) -> Gaussian:
-        """q(Z | X = x) for images x (B, C, 28, 28)."""
+        """q(Z | X = x) for images x (B, C, S, S)."""
         return self.encoder(x)
 
     def encode_around(self, x: Tensor) -> tuple[Gaussian, Callable[[Tensor], Gaussian]]:
@@ -223,7 +229,7 @@ class VAE(nn.Module):
         return around(x) if around else (self.encoder(x), self.encoder)
 
     def decode(self, z: Tensor) -> Tensor:
-        """g(z; theta), the mean image (B, C, 28, 28) of p(X | Z = z)."""
+        """g(z; theta), the mean image (B, C, S, S) of p(X | Z = z)."""
         return self.decoder(z)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -251,6 +257,7 @@ def build_vae(
     initialisation: str = "variance-preserving",
     seed: int = 0,
     scale: str = "free",
+    image_size: int = SIDE,
 ) -> VAE:
     """The encoder and decoder of section 7, float32 on the CPU, initialised from `seed` alone.
 
@@ -258,8 +265,9 @@ def build_vae(
 
     architecture: "mlp" (as in the paper) or "conv" (our layout); covariance of q(Z | X): "diagonal" (section 6) or
     "full"; initialisation: "variance-preserving", with log-variances that begin around -4, or "pytorch"; scale of the
-    means: "free" (as in the paper) or "pinned" (`PinnedEncoder`; train it with `VAE.encode_around`). Raises
-    InvalidValueError for an unknown name, and for fewer than one channel or latent.
+    means: "free" (as in the paper) or "pinned" (`PinnedEncoder`; train it with `VAE.encode_around`); image_size: the
+    side of the square images, for "conv" a multiple of 4. Raises InvalidValueError for an unknown name, for fewer than
+    one channel, latent or pixel, and for a size that "conv" cannot halve twice.
     """
     for name, value, choices in (
         ("architecture", architecture, ARCHITECTURES),
@@ -269,7 +277,7 @@ def build_vae(
     ):
         if value not in choices:
             raise InvalidValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
-    for name, count in (("channels", channels), ("latent_dim", latent_dim)):
+    for name, count in (("channels", channels), ("latent_dim", latent_dim), ("image_size", image_size)):
         if not count >= 1:
             raise InvalidValueError(f"{name}={count} must be at least 1")
     if (scale, covariance) == ("pinned", "full"):
@@ -278,8 +286,9 @@ def build_vae(
     outputs = 2 * latent_dim + (latent_dim * (latent_dim - 1) // 2 if covariance == "full" else 0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of the CPU; torch.manual_seed would seed those of every GPU, too
-        layers = make_encoder(channels, outputs)
-        vae = VAE(_head(layers, latent_dim, covariance, scale), make_decoder(channels, latent_dim), latent_dim)
+        layers = make_encoder(channels, outputs, image_size)
+        decoder = make_decoder(channels, latent_dim, image_size)
+        vae = VAE(_head(layers, latent_dim, covariance, scale), decoder, latent_dim)
         if initialisation == "variance-preserving":
             variance_preserving_(vae.encoder)
             variance_preserving_(vae.decoder)

@@ -8,13 +8,13 @@ from se_core._batch_last import Layers, batch_last
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("batch", [1, 7])
-def test_it_is_the_same_function_with_the_same_gradients(channels: int, batch: int) -> None:
-    layers = build_vae("conv", channels, 5).encoder.layers.double()
+@pytest.mark.parametrize(("batch", "size"), [(1, 28), (7, 28), (2, 32), (2, 64), (2, 20)])
+def test_it_is_the_same_function_with_the_same_gradients(channels: int, batch: int, size: int) -> None:
+    layers = build_vae("conv", channels, 5, image_size=size).encoder.layers.double()
     assert isinstance(layers, Layers)
     outcomes = []
     for way in (layers, lambda x: batch_last(layers, x)):
-        x = torch.rand(batch, channels, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(batch, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         y = way(x.requires_grad_())
         y.square().sum().backward()
         outcomes.append((y, x.grad, *(p.grad.clone() for p in layers.parameters())))

@@ -27,6 +27,29 @@ def test_shapes_and_ranges(architecture: str, channels: int, latent_dim: int) ->
     assert [m for m in vae.encoder.modules() if isinstance(m, nn.Linear)][-1].out_features == 2 * latent_dim
 
 
+@pytest.mark.parametrize(
+    ("architecture", "size"), [*[(a, s) for a in ARCHITECTURES for s in (8, 28, 32, 64)], ("mlp", 5)]
+)
+def test_networks_are_built_for_the_size_of_the_images(architecture: str, size: int) -> None:
+    """And see all of them: each pixel moves the representation, and each is drawn."""
+    vae = build_vae(architecture, 3, 4, image_size=size)
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    vae.encode(x).mean.sum().backward()
+    assert float((x.grad != 0).float().mean()) > 0.99
+    image = vae.decode(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
+    assert image.shape == (50, 3, size, size)
+    assert float(image.detach().std(0).min()) > 0
+
+
+def test_sizes_that_no_network_is_built_for_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="image_size=30 must be a multiple of 4 for architecture='conv', such as 32; an"
+    ):
+        build_vae("conv", 1, 4, image_size=30)
+    with pytest.raises(ValueError, match="image_size=0 must be at least 1"):
+        build_vae("mlp", 1, 4, image_size=0)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_full_covariances_are_square_roots_of_full_rank(architecture: str) -> None:
     """L is lower triangular with a positive diagonal, so L L^T is a covariance, with correlations worth the name."""
