@@ -1,24 +1,29 @@
-"""MNIST and colour MNIST, held as tensors.
+"""MNIST and colour MNIST, and a folder of one's own images, held as tensors.
 
 The digits come from three places through one function, `load`: the 12,000 bundled with the package, all 70,000 once
 `fetch` has brought them, or a folder of the user's own IDX files. Colour MNIST paints each grey digit in one of the
 seven corners of the RGB cube without black, after the split into training and test digits, so that no digit is seen
 in both. Grey digits stay `uint8`, and colour is applied to a batch when it is asked for: the 420,000 colour images of
-the full training set never exist at once.
+the full training set never exist at once. Images of one's own are in `se_core.folders`.
 """
 
 import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from se_core._idx import DataError, Digits, Record, as_path, locate, read_split
+from se_core._indexing import check_index
 from se_core._mnist import fetch, record_of
 from se_core.errors import InvalidTypeError, InvalidValueError
+from se_core.folders import FolderImages, load_folder
 
-__all__ = ["COLOURS", "RGB", "DataError", "DigitImages", "fetch", "load"]
+__all__ = ["COLOURS", "DATASETS", "RGB", "DataError", "DigitImages", "FolderImages", "Images", "fetch", "load"]
+
+DATASETS = ("mnist", "colour-mnist", "images")
 
 COLOURS = ("red", "green", "yellow", "blue", "magenta", "cyan", "white")
 
@@ -74,6 +79,11 @@ class DigitImages:
         """Of one image, (C, H, W)."""
         return self.channels, *self.pixels.shape[1:]
 
+    @property
+    def tasks(self) -> dict[str, int]:
+        """What there is to tell of an image, and among how many."""
+        return {"digit": 10} if self.colours is None else {"colour": len(COLOURS), "digit": 10}
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -90,37 +100,11 @@ class DigitImages:
         """
         if index is None:
             index = slice(None)
-        self._check_index(index)
+        check_index(index, len(self), self.source.device)
         grey = self.pixels[self.source[index]].unsqueeze(1)
         if self.colours is not None:
             grey = grey * _rgb(self.colours[index]).to(torch.uint8)[..., None, None]
         return grey.to(torch.float32) / 255
-
-    def _check_index(self, index: object) -> None:
-        """Look at the type, shape and device only: a value on a GPU would have to be waited for."""
-        if isinstance(index, slice):
-            return
-        if not isinstance(index, Tensor):
-            found, remedy = f"a {type(index).__name__}", "torch.as_tensor(index)"
-            if isinstance(index, int):
-                found, remedy = repr(index), f"torch.tensor([{index}]) for a batch of one"
-            raise InvalidTypeError(f"index must be a slice or a one-dimensional tensor, not {found}; pass {remedy}")
-        if index.dtype not in (torch.int64, torch.int32, torch.bool):
-            raise InvalidTypeError(
-                f"index must be a tensor of int64, int32 or bool, not {index.dtype}; pass index.long() if it holds the "
-                "numbers of images, index.bool() if it is a mask"
-            )
-        if index.ndim != 1:
-            raise InvalidValueError(f"index must have one dimension, not shape {tuple(index.shape)}; flatten it")
-        if index.dtype == torch.bool and len(index) != len(self):
-            raise InvalidValueError(
-                f"index is a mask of {len(index)} entries for {len(self)} images; pass one entry for each image, or "
-                "the numbers of the images"
-            )
-        if index.device.type != "cpu" and index.device != self.source.device:
-            raise InvalidValueError(
-                f"index is on {index.device} and the images on {self.source.device}; move one of the two with .to()"
-            )
 
     def subset(self, first: int, last: int) -> "DigitImages":
         """Images first, ..., last - 1 of these."""
@@ -153,30 +137,82 @@ class DigitImages:
         )
 
 
+Images = DigitImages | FolderImages
+
+
+@overload
+def load(
+    dataset: Literal["mnist", "colour-mnist"],
+    split: str,
+    source: str | Path = "bundled",
+    colouring: str = "random",
+    seed: int = 0,
+) -> DigitImages: ...
+@overload
+def load(
+    dataset: Literal["images"], split: str, source: str | Path, *, image_size: int = 0, skip_damaged: bool = False
+) -> FolderImages: ...
+@overload
+def load(
+    dataset: str,
+    split: str,
+    source: str | Path = "bundled",
+    colouring: str = "random",
+    seed: int = 0,
+    image_size: int = 0,
+    skip_damaged: bool = False,
+) -> Images: ...
 @torch.inference_mode(False)
 def load(
-    dataset: str, split: str, source: str | Path = "bundled", colouring: str = "random", seed: int = 0
-) -> DigitImages:
-    """MNIST or colour MNIST, on the CPU whatever the default device.
+    dataset: str,
+    split: str,
+    source: str | Path = "bundled",
+    colouring: str = "random",
+    seed: int = 0,
+    image_size: int = 0,
+    skip_damaged: bool = False,
+) -> Images:
+    """MNIST, colour MNIST, or the images of a folder, on the CPU whatever the default device.
 
     Args:
-        dataset: "mnist" or "colour-mnist".
-        split: "train" or "test". Digits are split before they are coloured.
+        dataset: "mnist", "colour-mnist" or "images".
+        split: "train" or "test"; of images also "validation". Digits are split before they are coloured.
         source: "bundled" for the 10,000 + 2,000 digits inside the package; else a folder, either the root given to
             `fetch` or any folder with four IDX files of 28 x 28 images and labels 0 to 9, under MNIST's own names
             (`train-images-idx3-ubyte`, or `train-images.idx3-ubyte`), raw or gzipped. They are sought in the folder
             itself and in its `MNIST/raw`. EMNIST's images are transposed: exchange their rows and columns first.
+            Of "images", a folder of image files, or of sub-folders of them, whose names are the labels.
         colouring: for colour MNIST, "random" paints each digit in one random colour; "all" repeats each digit in all
             seven, digit by digit in the order of `COLOURS`.
         seed: of the random colours. The two splits draw from different streams of one seed.
+        image_size: of "images", the side to which the largest square in the middle of each image is resized; 0 leaves
+            them as they are, and then they must be square and of one size.
+        skip_damaged: of "images", leave out files that cannot be read, with a warning that names them.
+
+    What an image file holds, its SHA-256, decides its split, so that copies are never on both sides: a sixth is "test",
+    a sixth of the rest "validation". Files that end in one of `se_core.folders.SUFFIXES` are read, PNG, JPEG, TIFF and
+    WebP among them, grey or colour; grey among colour is in colour. A palette is looked up, an opaque alpha channel
+    dropped, a camera's orientation applied; images with transparency, 16 bits a channel, other colours or several
+    frames are refused. All are decoded, some five thousand small ones a second, and held as a byte a pixel.
 
     Raises:
-        InvalidValueError: an argument is not one of the above.
+        InvalidValueError: an argument is not one of the above, or not one of this data set.
         InvalidTypeError: `source` is not a path, or `seed` not an integer.
         DataError: a file is missing, damaged, or not MNIST-like; or there are two that `source` could mean. Bundled and
-            fetched files must have their recorded SHA-256; a user's own are checked for format, size and labels.
+            fetched files must have their recorded SHA-256; a user's own are checked for format, size and labels. Of
+            images: one is damaged, unsuitable or of another size; the folder is laid out otherwise, holds too few for
+            its splits, or more than fit into memory.
     """
-    _check_choice("dataset", dataset, ("mnist", "colour-mnist"))
+    _check_choice("dataset", dataset, DATASETS)
+    if dataset == "images":
+        _check_choice("split", split, ("train", "validation", "test"))
+        if not image_size >= 0:
+            raise InvalidValueError(f"image_size={image_size} must be at least 1, or 0 for images as they are")
+        if source == "bundled":
+            raise InvalidValueError("source='bundled' holds digits; name the folder of your images")
+        return load_folder(source, split, image_size, skip_damaged)
+    if image_size or skip_damaged:
+        raise InvalidValueError(f"image_size and skip_damaged are of 'images'; leave them for {dataset!r}")
     _check_choice("split", split, ("train", "test"))
     _check_choice("colouring", colouring, ("random", "all"))
     seed = _checked_seed(seed)

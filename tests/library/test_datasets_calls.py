@@ -69,7 +69,7 @@ def one_image(colour: str | None = None) -> DigitImages:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("minst", "train"), InvalidValueError, "dataset must be one of 'mnist', 'colour-mnist', not 'minst'"),
+        (("minst", "train"), InvalidValueError, "dataset must be one of 'mnist', .*'images', not 'minst'"),
         (("mnist", "val"), InvalidValueError, "split must be one of 'train', 'test', not 'val'"),
         (("mnist", None), InvalidValueError, "split must be one of 'train', 'test', not None"),
         (("mnist", "test", "bundled", "no"), InvalidValueError, "colouring must be one of 'random', 'all', not 'no'"),
