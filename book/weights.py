@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from se_core import pretrained
 from se_core.lab.config import EvaluationConfig
-from se_core.lab.evaluation import CLASSES, encode_means, evaluate_pretrained, fit_probe, judged, tasks
+from se_core.lab.evaluation import evaluate_pretrained, fit_probes, judged
 from se_core.lab.executors import configure_process
 from se_core.lab.runs import images, load_run
 from se_core.lab.storage import provenance, read_json, write_atomically, write_json
@@ -31,8 +31,7 @@ def publish(folder: Path) -> str:
     run, vae = load_run(folder)
     name = "-".join((run.dataset, run.architecture, run.label)) + ("" if run.radius == 0.2 else f"-{run.radius:g}")
     data, test = images(run, "train"), images(replace(run, source="bundled"), "test")
-    means = encode_means(vae, data)
-    probes = {task: fit_probe(means, data.labels(task), CLASSES[task], EVALUATION.l2) for task in tasks(run)}
+    probes = fit_probes(vae, data, EVALUATION.l2)
     whole = judged(run, vae, probes, test.images(torch.arange(EVALUATION.test_images)), test, EVALUATION)
     tensors = {f"vae.{key}": tensor for key, tensor in vae.state_dict().items()}
     for task, probe in probes.items():

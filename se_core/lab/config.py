@@ -11,11 +11,12 @@ from typing import Any, cast
 import torch
 
 from se_core.attacks import Attack
+from se_core.datasets import DATASETS
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS, SCALES
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset": ("mnist", "colour-mnist"),
+    "dataset": DATASETS,
     "colouring": ("random", "all"),
     "architecture": ARCHITECTURES,
     "covariance": COVARIANCES,
@@ -28,6 +29,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "scale": SCALES,
     "schedule": ("constant", "cosine"),
 }
+_YOUNGER = {"image_size": 0, "skip_damaged": False}  # than runs that must keep their names: no part of them if unset
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class RunConfig:
     """Everything that decides the outcome of a run.
 
     Args:
-        dataset: "mnist" or "colour-mnist".
+        dataset: "mnist", "colour-mnist", or "images" of your own.
         source: "bundled", or a folder as in `se_core.datasets.load`.
         colouring: for colour MNIST, one "random" colour per digit or each digit in "all" seven.
         architecture: "mlp" (4 x 200 ReLU) or "conv".
@@ -62,6 +64,8 @@ class RunConfig:
         schedule: of the learning rate, "constant" or "cosine" to zero.
         prior: of the pair of latents in the SE-ELBO, "independent" as in the paper, or "paired" (ours).
         beta: weight of the KL term of the VAE (Higgins et al., 2017).
+        image_size: for your own images, the side in pixels to which they are cropped and resized; 0 leaves them.
+        skip_damaged: for your own images, leave out the files that cannot be read.
 
     Raises InvalidTypeError and InvalidValueError, which name the field, its value, and the choices.
     """
@@ -92,6 +96,8 @@ class RunConfig:
     schedule: str = "constant"
     prior: str = "independent"
     beta: float = 1.0
+    image_size: int = 0
+    skip_damaged: bool = False
 
     def __post_init__(self) -> None:
         _declare_types(self)
@@ -100,7 +106,8 @@ class RunConfig:
                 raise InvalidValueError(
                     f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}"
                 )
-        for name, least in (("latent_dim", 1), ("attack_steps", 0), ("iterations", 1), ("batch_size", 1)):
+        at_least = {"latent_dim": 1, "attack_steps": 0, "iterations": 1, "batch_size": 1, "image_size": 0}
+        for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise InvalidValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("gamma", "radius", "beta"):
@@ -115,6 +122,13 @@ class RunConfig:
             raise InvalidValueError(f"seed={self.seed} must fit into 64 bits")
 
     def _check_what_belongs_together(self) -> None:
+        if self.dataset == "images" and self.source == "bundled":
+            raise InvalidValueError("dataset='images' needs source=FOLDER, the folder that holds them")
+        if self.dataset != "images" and (self.image_size or self.skip_damaged):
+            raise InvalidValueError(
+                f"image_size={self.image_size} and skip_damaged={self.skip_damaged} are of dataset='images'; leave "
+                f"them for dataset={self.dataset!r}"
+            )
         if self.covariance == "full" and (self.compile or self.attack_dtype != "float32"):
             raise InvalidValueError(
                 "covariance='full' has no compiled and no bfloat16 attack; leave compile and attack_dtype"
@@ -172,8 +186,14 @@ class RunConfig:
         return "remembered" if self.memory else "se"
 
     @property
-    def channels(self) -> int:
-        return 1 if self.dataset == "mnist" else 3
+    def data(self) -> tuple[str, ...]:
+        """What makes two runs comparable: the data set; of your own images also the folder, and their size."""
+        return (self.dataset, self.source, str(self.image_size)) if self.dataset == "images" else (self.dataset,)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a digit, (C, H, W); that of other images is what `runs.read` finds."""
+        return 1 if self.dataset == "mnist" else 3, 28, 28
 
 
 @dataclass(frozen=True)
@@ -239,7 +259,8 @@ def _check_device_name(name: str) -> None:
 
 def digest(config: Any) -> str:
     """Twelve hexadecimal digits that name a configuration, a dataclass of plain values."""
-    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+    content = {key: value for key, value in asdict(config).items() if key not in _YOUNGER or value != _YOUNGER[key]}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _declare_types(config: Any) -> None:

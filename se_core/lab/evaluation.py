@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from se_core.attacks import Attack, fictive_sample, pgd
-from se_core.datasets import COLOURS, DigitImages
+from se_core.datasets import COLOURS, Images
 from se_core.errors import SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
 from se_core.lab.runs import check_data, images, load_run, milestones
@@ -46,10 +46,10 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     """Evaluate a finished run; returns its `evaluation-*.json`, written once and then reused.
 
     The file holds `records`, one per task and radius (dataset, architecture, task, method, seed, latent_dim, radius,
-    accuracy, n), `diagnostics`, and `along_the_way`, what `lab.milestones` finds; one that is damaged, of another
-    attack (an earlier version's) or of other test digits is written again. Raises CheckpointError,
-    DataError (also where the training data have changed), StorageError, ProbeNotConverged, and InvalidValueError for a
-    device that is not there.
+    accuracy, n; none of images without labels, for which there is no probe), `diagnostics`, and `along_the_way`, what
+    `lab.milestones` finds; one that is damaged, of another attack (an earlier version's) or of other test images is
+    written again. Raises CheckpointError, DataError (also where the training data have changed), StorageError,
+    ProbeNotConverged, and InvalidValueError for a device that is not there.
     """
     usable_device(device)
     run, vae = load_run(folder)
@@ -64,8 +64,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
         return path
     vae.to(device)
     x = test_data.images(torch.arange(min(config.test_images or len(test_data), len(test_data)), device=device))
-    means = encode_means(vae, train_data)
-    probes = {task: fit_probe(means, train_data.labels(task), CLASSES[task], config.l2) for task in tasks(run)}
+    probes = fit_probes(vae, train_data, config.l2)
     result = {
         "run": folder.name,
         "evaluation": asdict(config),
@@ -93,7 +92,7 @@ def evaluate_pretrained(name: str, config: EvaluationConfig, device: str = "cpu"
 
 
 def judged(
-    run: RunConfig, vae: VAE, probes: dict[str, nn.Linear], x: Tensor, data: DigitImages, config: EvaluationConfig
+    run: RunConfig, vae: VAE, probes: dict[str, nn.Linear], x: Tensor, data: Images, config: EvaluationConfig
 ) -> list[dict[str, Any]]:
     """The records of a run: for each task, its accuracy at each radius on x, the first images of `data`."""
     records = []
@@ -105,11 +104,6 @@ def judged(
             for radius, accuracy in zip(config.radii, curve, strict=True)
         ]
     return records
-
-
-def tasks(run: RunConfig) -> tuple[str, ...]:
-    """What there is to tell of the images of a run."""
-    return ("digit",) if run.dataset == "mnist" else ("colour", "digit")
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
@@ -128,11 +122,11 @@ def _is_sound(path: Path, test_sha256: str) -> bool:
     except (CheckpointError, TypeError, KeyError):
         sound = False
     if not sound:
-        print(f"note: {path} is damaged, of another attack, or of other test digits; evaluating again", flush=True)
+        print(f"note: {path} is damaged, of another attack, or of other test images; evaluating again", flush=True)
     return sound
 
 
-def encode_means(vae: VAE, data: DigitImages, n: int | None = None) -> Tensor:
+def encode_means(vae: VAE, data: Images, n: int | None = None) -> Tensor:
     """The representation: the means of q(Z | x) of the first n images (all by default), (n, latent_dim)."""
     n = len(data) if n is None else n
     device = data.pixels.device
@@ -141,6 +135,12 @@ def encode_means(vae: VAE, data: DigitImages, n: int | None = None) -> Tensor:
             vae.encode(data.images(torch.arange(i, min(i + BATCH, n), device=device))).mean for i in range(0, n, BATCH)
         ]
     return torch.cat(blocks)
+
+
+def fit_probes(vae: VAE, data: Images, l2: float) -> dict[str, nn.Linear]:
+    """task -> the probe of it on the representation of the images, as in `fit_probe`."""
+    means = encode_means(vae, data)
+    return {task: fit_probe(means, data.labels(task), classes, l2) for task, classes in data.tasks.items()}
 
 
 def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Linear:
@@ -203,7 +203,7 @@ def accuracy_against_radius(
 ) -> list[float]:
     """The share of images that no attack of the given radius misclassifies, one number per radius.
 
-    logits: images (B, C, 28, 28) -> (B, classes); x (N, C, 28, 28); labels (N,). The worst case per example over the
+    logits: images (B, C, H, W) -> (B, classes); x (N, C, H, W); labels (N,). The worst case per example over the
     cross-entropy, the margin loss and all restarts, the first begun near x and the others anywhere. An image lost at
     one radius is lost at every larger one, whose ball contains the first: only the survivors are attacked again.
     """
@@ -247,7 +247,7 @@ def _survivors(
 def diagnostics(run: RunConfig, vae: VAE, means: Tensor, x: Tensor) -> dict[str, float]:
     """What to read with a robustness figure, for an encoder can look robust by shrinking.
 
-    x (N, C, 28, 28) test images, means (N, latent_dim) their representations. Returns the ELBO in nats per example,
+    x (N, C, H, W) test images, means (N, latent_dim) their representations. Returns the ELBO in nats per example,
     the mean squared error of a reconstruction per pixel, the number of active latents, the total variance of the
     means, and the share of it that the selection mechanism moves at the run's radius: W_2^2(q(Z|x), q(Z|x')) averaged
     over images, over the total variance (NaN where that is zero). A classifier has no ELBO and reconstructs nothing:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from se_core.datasets import load
 from se_core.errors import InvalidValueError
 from se_core.lab.config import EvaluationConfig, RunConfig, usable_device
 from se_core.lab.evaluation import evaluate
 from se_core.lab.milestones import judge_on_the_way
-from se_core.lab.runs import load_run
+from se_core.lab.runs import load_run, read
 from se_core.lab.storage import exclusive, provenance, read_json, write_json
 from se_core.lab.training import Interrupted, train
 from se_core.networks import VAE
@@ -39,7 +38,7 @@ class Panel:
 
     @property
     def title(self) -> str:
-        data = "colour MNIST" if self.dataset == "colour-mnist" else "MNIST"
+        data = {"mnist": "MNIST", "colour-mnist": "colour MNIST"}.get(self.dataset, self.dataset)
         network = "MLP" if self.architecture == "mlp" else "ConvNET"
         return f"({self.letter}) {data}, {network}, {self.task}"
 
@@ -202,9 +201,9 @@ def run_all(
     terminal and prints a row a run elsewhere. Raises Interrupted after Ctrl-C, and what `train` and `evaluate` raise;
     devices and data that are not there before any run begins.
     """
-    for config in {(c.dataset, c.source, c.device): c for c in configs}.values():
+    for config in {(*c.data, c.source, c.device): c for c in configs}.values():
         usable_device(config.device)
-        load(config.dataset, "train", config.source)
+        read(config, "train")
     distinct = sorted(dict.fromkeys(configs), key=_cost, reverse=True)  # the last one to end is short
     done: dict[RunConfig, Path] = {}
     with (
@@ -216,7 +215,7 @@ def run_all(
                 bar.update(min(event.steps * _cost(event.config) / event.config.iterations, bar.total - bar.n))
                 if event.evaluation:
                     done[event.config] = event.evaluation
-                    tqdm.write(f"[{len(done):2d}/{len(distinct)}] {row(read_json(event.evaluation)['records'])}")
+                    tqdm.write(f"[{len(done):2d}/{len(distinct)}] {summary(read_json(event.evaluation))}")
                 bar.set_postfix_str(f"{len(done)} of {len(distinct)} done")
         except (KeyboardInterrupt, Interrupted):
             message = f"stopped with {len(done)} of {len(distinct)} runs done; the same command continues"
@@ -239,6 +238,14 @@ def row(records: list[dict[str, Any]]) -> str:
     )
     run = "{dataset:12s} {architecture:4s} {method:18s} D_z {latent_dim:3d} seed {seed}".format(**records[0])
     return f"{run}   accuracy in %: {curves}"
+
+
+def summary(evaluation: dict[str, Any]) -> str:
+    """One line for an evaluation: its accuracies; of images without labels, its diagnostics."""
+    if evaluation["records"]:
+        return row(evaluation["records"])
+    known = ", ".join(f"{name} {value:.4g}" for name, value in evaluation["diagnostics"].items())
+    return f"{evaluation['run']}   no labels, so no probe and no accuracy: {known}"
 
 
 def reproduce(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from se_core.errors import InvalidValueError
 from se_core.lab.autoattack import STANDARD, autoattack_against_radius
 from se_core.lab.config import EvaluationConfig, RunConfig, usable_device
-from se_core.lab.evaluation import CLASSES, accuracy_against_radius, encode_means, fit_probe, identity, tasks
+from se_core.lab.evaluation import accuracy_against_radius, fit_probes, identity
 from se_core.lab.masking import masking
 from se_core.lab.runs import check_data, images, load_run
 from se_core.lab.storage import CheckpointError, checksum_file, exclusive, provenance, read_json, write_json
@@ -77,7 +77,7 @@ def judge(
     passed to `tell`; one that is there already, of the same model and config, is not made again. Each of its tasks has
     the run's identity, n, radii, the accuracies `ours` and `autoattack`, their `difference` (positive where our attack
     is the weaker), the share left by each attack (`after`), `seconds` of CPU time, and the rows of `masking`, whose
-    transferred attacks come from the other folders of the same dataset.
+    transferred attacks come from the other folders of the same data.
 
     Raises CheckpointError, DataError, StorageError, ProbeNotConverged, AutoAttackMissing, and InvalidValueError for
     folders of one name and a device that is not there.
@@ -98,8 +98,8 @@ def judge(
         for name, folder in by_name.items():
             path, header = out / f"{name}.json", {"run": name} | _cause(folder, config)
             if not _is_made(path, header):
-                dataset = suspect(name).run.dataset
-                others = {n: suspect(n) for n, other in by_name.items() if load_run(other)[0].dataset == dataset}
+                data = suspect(name).run.data
+                others = {n: suspect(n) for n, other in by_name.items() if load_run(other)[0].data == data}
                 del others[name]
                 found = [_judged(suspect(name), task, others, config) for task in suspect(name).probes]
                 write_json(path, header | {"provenance": provenance(device), "tasks": found})
@@ -137,8 +137,9 @@ def _suspect(folder: Path, config: EvaluationConfig, device: str) -> Suspect:
     check_data(folder, known.sha256)
     vae.requires_grad_(False).to(device)
     x = unseen.images(torch.arange(min(config.test_images or len(unseen), len(unseen)), device=device))
-    means = encode_means(vae, known)
-    probes = {task: fit_probe(means, known.labels(task), CLASSES[task], config.l2) for task in tasks(run)}
+    probes = fit_probes(vae, known, config.l2)
+    if not probes:
+        raise InvalidValueError(f"{folder}: its images have no labels, so there is no classifier to judge")
     return Suspect(run, vae, probes, x, {task: unseen.labels(task)[: len(x)] for task in probes})
 
 

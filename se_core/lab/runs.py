@@ -1,7 +1,8 @@
 """The folder of one run: what it was made from, its checkpoints, its metrics, and whether it is finished.
 
 A run's folder is named by a hash of its configuration. It holds `config.json`, `data.json` (the SHA-256 of the data it
-is trained on), `metrics.jsonl`, the last two checkpoints, and, once finished, `model.safetensors` and `finished.json`.
+is trained on, the shape of an image, and how many labels there are), `metrics.jsonl`, the last two checkpoints, and,
+once finished, `model.safetensors` and `finished.json`.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se_core.datasets import DataError, DigitImages, load
+from se_core.datasets import DataError, Images, load
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.lab.config import RunConfig
 from se_core.lab.storage import (
@@ -125,18 +126,18 @@ class Run:
 
 
 @contextmanager
-def opened(config: RunConfig, runs: Path, data_sha256: str) -> Iterator[Run]:
-    """The run of `config` in its folder under `runs`, for this process alone.
+def opened(config: RunConfig, runs: Path, data: Images) -> Iterator[Run]:
+    """The run of `config` on the training images `data`, in its folder under `runs`, for this process alone.
 
     Raises StorageError where it cannot be written or another process holds it, DataError where the run was begun on
     other data.
     """
-    run = Run(config, runs / config.name, data_sha256)
+    run = Run(config, runs / config.name, data.sha256)
     with exclusive(run.folder):
-        check_data(run.folder, data_sha256)
+        check_data(run.folder, data.sha256)
         if not (run.folder / "finished.json").exists():
             write_json(run.folder / "config.json", asdict(config))
-            write_json(run.folder / "data.json", {"train": data_sha256})
+            write_json(run.folder / "data.json", {"train": data.sha256, "shape": data.shape, "tasks": data.tasks})
         yield run
 
 
@@ -168,36 +169,58 @@ def load_run(folder: Path) -> tuple[RunConfig, VAE]:
     except (CheckpointError, InvalidValueError, InvalidTypeError, TypeError) as error:
         raise CheckpointError(f"{folder}/config.json is damaged: {error}; delete {folder} and train again") from error
     tensors = read_tensors(folder / "model.safetensors")
-    vae = networks(config)
+    vae = networks(config, *_made_for(folder, config))
     vae.load_state_dict(tensors)
     return config, vae.eval()
 
 
-def images(config: RunConfig, split: str) -> DigitImages:
-    """The images of a run, on its device: "train", the first five sixths of the training digits, "validation", the last
-    sixth, which neither encoder nor probe is ever trained on, or "test". Raises DataError."""
+def _made_for(folder: Path, config: RunConfig) -> tuple[tuple[int, int, int], int]:
+    """The shape of an image, and the number of labels, of a run that has them on record; else those of digits."""
+    record = read_json(folder / "data.json") if config.dataset == "images" else {}
+    try:
+        channels, height, width = map(int, record.get("shape", config.shape))
+        return (channels, height, width), record.get("tasks", {}).get("label", 10)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/data.json is damaged: {error}; delete {folder} and train again") from error
+
+
+def images(config: RunConfig, split: str) -> Images:
+    """The images of a run, on its device: "train", "validation", which neither encoder nor probe is ever trained on, or
+    "test". Of digits, the validation images are the last sixth of those for training. Raises DataError."""
+    return read(config, split).to(config.device)
+
+
+def read(config: RunConfig, split: str) -> Images:
+    """`images`, on the CPU."""
+    if config.dataset == "images":
+        return load("images", split, config.source, image_size=config.image_size, skip_damaged=config.skip_damaged)
     if split == "test":
-        return load(config.dataset, "test", config.source, "random", config.seed).to(config.device)
+        return load(config.dataset, "test", config.source, "random", config.seed)
     colouring = config.colouring if split == "train" else "random"
     data = load(config.dataset, "train", config.source, colouring, config.seed)
     digits = len(data.pixels)
     cut = (digits - digits // 6) * (len(data) // digits)  # all colours of a digit stand together
-    return (data.subset(0, cut) if split == "train" else data.subset(cut, len(data))).to(config.device)
+    return data.subset(0, cut) if split == "train" else data.subset(cut, len(data))
 
 
-def networks(config: RunConfig) -> VAE:
-    """The networks of a run before its first step, on the CPU; a classifier's head is in the place of the decoder."""
+def networks(config: RunConfig, shape: tuple[int, int, int] | None = None, classes: int = 10) -> VAE:
+    """The networks of a run before its first step, on the CPU; a classifier's head is in the place of the decoder.
+
+    shape: of an image, (C, S, S), by default a digit's; classes: that a classifier tells apart.
+    """
+    channels, side, _ = shape or config.shape
     vae = build_vae(
         config.architecture,
-        config.channels,
+        channels,
         config.latent_dim,
         config.covariance,
         config.initialisation,
         config.seed,
         config.scale,
+        side,
     )
     if config.method == "classifier":
-        vae.decoder = nn.utils.skip_init(nn.Linear, config.latent_dim, 10)
+        vae.decoder = nn.utils.skip_init(nn.Linear, config.latent_dim, classes)
         for parameter in vae.decoder.parameters():
             nn.init.zeros_(parameter)
     return vae

@@ -44,7 +44,7 @@ def training_step(
 def bound(
     config: RunConfig, vae: VAE, x: Tensor, generator: torch.Generator, remembered: Remembered | None = None
 ) -> ElboTerms:
-    """The objective of `config.method` on a batch x (B, C, 28, 28), fictive samples included."""
+    """The objective of `config.method` on a batch x (B, C, H, W), fictive samples included."""
     q_a, encode = vae.encode_around(x)
     if config.method == "vae":
         terms = _called(elbo, config, x, q_a, vae.decode, config.noise_variance, generator=generator)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se_core.datasets import DigitImages
+from se_core.datasets import Images
 from se_core.errors import InvalidValueError, SmoothEncoderError
 from se_core.lab.config import RunConfig, usable_device
 from se_core.lab.runs import Run, images, networks, opened
@@ -57,11 +57,11 @@ def train(
         raise InvalidValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
     device = usable_device(config.device)
     data = images(config, "train")
-    batches = Batches(len(data), config.batch_size, config.seed, device)
-    with opened(config, Path(runs).expanduser(), data.sha256) as run:
+    batches, vae = Batches(len(data), config.batch_size, config.seed, device), _untrained(config, data)
+    with opened(config, Path(runs).expanduser(), data) as run:
         if run.is_finished():
             return run.folder
-        vae, memory = networks(config).to(device), _memory(config, data)
+        vae, memory = vae.to(device), _memory(config, data)
         optimiser = make_optimiser(config, vae)
         _restore(run.resume(), vae, optimiser, memory)
         history = _History(run)
@@ -71,7 +71,7 @@ def train(
                 index = batches[step - 1]
                 optimiser.param_groups[0]["lr"] = learning_rate(config, step)
                 remembered = memory[index] if memory else None
-                labels = data.digits[index] if config.method == "classifier" else None
+                labels = _labels(config, data)[index] if config.method == "classifier" else None
                 generator = derived_generator(device, config.seed, "step", step)
                 history.add(training_step(config, vae, optimiser, data.images(index), generator, remembered, labels))
                 stopping = stop.asked  # once: a wish that comes later is granted after the next step, and saved
@@ -106,7 +106,19 @@ class Batches:
         return self.order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
-def _memory(config: RunConfig, data: DigitImages) -> SelectionMemory | None:
+def _untrained(config: RunConfig, data: Images) -> VAE:
+    """Networks made for the images; InvalidValueError where a classifier would be told nothing of them."""
+    if config.method == "classifier":
+        _labels(config, data)
+    return networks(config, data.shape, data.tasks.get("label", 10))
+
+
+def _labels(config: RunConfig, data: Images) -> Tensor:
+    """What a classifier is told of the images."""
+    return data.labels("label" if config.dataset == "images" else "digit")
+
+
+def _memory(config: RunConfig, data: Images) -> SelectionMemory | None:
     if not config.memory:
         return None
     device = data.pixels.device

@@ -1,5 +1,6 @@
 """Configurations: refused early, and equal ones are one."""
 
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_core.lab.config import RunConfig, usable_device
+from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
 from se_core.lab.experiments import CONTROLS, METHODS
 from se_core.lab.training import train
+
+RESULTS = Path(__file__).parents[2] / "book" / "results"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +27,10 @@ from se_core.lab.training import train
         ({"iterations": 0}, "iterations=0 must be at least 1"),
         ({"dataset": "cifar"}, "dataset='cifar' is unknown; choose one of mnist, colour-mnist"),
         ({"method": "SE"}, "method='SE' is unknown; choose one of vae, se, avae"),
+        ({"dataset": "images"}, "dataset='images' needs source=FOLDER"),
+        ({"image_size": 32}, "image_size=32 and skip_damaged=False are of dataset='images'; leave them for"),
+        ({"skip_damaged": True}, "skip_damaged=True are of dataset='images'; leave them for dataset='mnist'"),
+        ({"dataset": "images", "source": "x", "image_size": -1}, "image_size=-1 must be at least 0"),
         ({"covariance": "full", "compile": True}, "covariance='full' has no compiled"),
         ({"covariance": "full", "scale": "pinned"}, "scale='pinned' needs covariance='diagonal'"),
         ({"scale": "pinned", "batch_size": 1}, "choose batch_size >= 2"),
@@ -64,14 +71,22 @@ def test_the_folder_is_named_by_every_field() -> None:
         "divergence": "entropic_cost", "noise_variance": 0.2, "iterations": 7, "batch_size": 3, "optimiser": "sgd",
         "learning_rate": 0.1, "seed": 5, "device": "cuda", "attack_dtype": "bfloat16", "compile": True,
         "scale": "pinned", "memory": True, "schedule": "cosine", "prior": "paired",
-        "beta": 2.0,
+        "beta": 2.0, "image_size": 32, "skip_damaged": True,
     }  # fmt: skip
     assert set(changed) == set(asdict(base))
-    names = {
-        RunConfig(**({"method": "vae"} if field == "beta" else {}), **{field: value}).name
-        for field, value in changed.items()
-    }
+    images = {"dataset": "images", "source": "folder"}
+    needed = {"beta": {"method": "vae"}, "image_size": images, "skip_damaged": images}
+    names = {RunConfig(**needed.get(field, {}), **{field: value}).name for field, value in changed.items()}
     assert len(names | {base.name}) == len(changed) + 1
+
+
+def test_runs_that_were_published_keep_their_names() -> None:
+    """Of version 0.1.0, before there were images of one's own; and that under which a judgement is committed."""
+    assert RunConfig().name == "mnist-mlp-se-154e0f31b63a"
+    assert digest(EvaluationConfig()) == "57c4b27b8ead"
+    full, judged = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("figure1-full", "judges"))
+    names = {RunConfig(**run).name for run in full["provenance"]["runs"]}
+    assert {judgement["run"] for judgement in judged["judgements"]} <= names
 
 
 def test_equal_configurations_are_one(tmp_path: Path) -> None:
