@@ -9,11 +9,12 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = (
     "errors", "gaussians", "_full_transport", "_sinkhorn", "transport", "_batch_last", "networks", "paired_prior",
     "objectives", "memory", "_borrowing", "_compilation", "attacks", "losses", "_torchvision", "_idx", "_mnist",
+    "_indexing", "_image_files", "folders",
     "datasets", "pretrained",
 )  # fmt: skip
 LAB = (
     "config", "storage", "runs", "steps", "training", "evaluation", "milestones", "autoattack", "masking",
-    "judges", "experiments", "executors", "statistics", "figures", "tables", "display", "cli",
+    "judges", "experiments", "executors", "statistics", "figures", "tables", "comparison", "display", "cli",
 )  # fmt: skip
 ORDER = [f"se_core.{name}" for name in LIBRARY] + [f"se_core.lab.{name}" for name in LAB] + ["se_core.__main__"]
 FILES = [path for path in (ROOT / "se_core").rglob("*.py") if path.name != "__init__.py"]

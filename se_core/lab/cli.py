@@ -1,4 +1,4 @@
-"""The `se-core` command: data, train, evaluate, reproduce."""
+"""The `se-core` command: data, train, evaluate, compare, reproduce."""
 
 import io
 import os
@@ -15,10 +15,11 @@ from tqdm import tqdm
 from se_core import __version__
 from se_core.datasets import fetch
 from se_core.errors import InvalidValueError, SmoothEncoderError
+from se_core.lab.comparison import compare, comparison_table
 from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import evaluate, evaluate_pretrained
 from se_core.lab.executors import LocalProcesses, configure_process
-from se_core.lab.experiments import PANEL_LETTERS, PROFILES, examples, figure1_runs, reproduce, row
+from se_core.lab.experiments import PANEL_LETTERS, PROFILES, examples, figure1_runs, reproduce, row, summary
 from se_core.lab.figures import draw
 from se_core.lab.storage import read_json
 from se_core.lab.tables import accuracy_table
@@ -52,12 +53,20 @@ def _parser() -> ArgumentParser:
     evaluation.add_class_arguments(EvaluationConfig)
     evaluation.add_argument("--device", type=str, default="cpu")
 
+    comparison = _command("Evaluate finished runs of the same data side by side: a table and pictures.")
+    comparison.add_argument("runs", type=Path, nargs="+", help="the folders of finished runs")
+    comparison.add_argument("--out", type=Path, default=Path("runs/compared"), help="output folder")
+    comparison.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    comparison.add_class_arguments(EvaluationConfig)
+    comparison.add_argument("--device", type=str, default="cpu")
+
     parser = ArgumentParser(prog="se-core", description="Smooth encoders: train, attack, compare.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"se-core {__version__}")
     commands = parser.add_subcommands()
     commands.add_subcommand("data", data)
     commands.add_subcommand("train", training)
     commands.add_subcommand("evaluate", evaluation)
+    commands.add_subcommand("compare", comparison)
     commands.add_subcommand("reproduce", _reproduction())
     return parser
 
@@ -80,6 +89,8 @@ def _reproduction() -> ArgumentParser:
             "latent_dim",
             "scale",
             "beta",
+            "image_size",
+            "skip_damaged",
         ):  # the figure's own
             kind: Any = field.type
             figure1.add_argument(f"--{field.name}", type=kind | None, default=None, help="of every run")
@@ -103,6 +114,10 @@ def _prepared(command: str, arguments: Namespace) -> Callable[[], None]:
                 raise InvalidValueError("evaluate takes the folder of a run, or --pretrained NAME: one of the two")
             subject = arguments.run or arguments.pretrained
             return partial(_evaluate, subject, fields_of(EvaluationConfig), arguments.device)
+        case "compare":
+            return partial(
+                _compare, arguments.runs, fields_of(EvaluationConfig), arguments.out.expanduser(), arguments.device
+            )
         case _:
             names = {field.name for field in fields(RunConfig)} & set(arguments.keys())
             overrides = {name: arguments[name] for name in names if arguments[name] is not None}
@@ -125,8 +140,13 @@ def _evaluate(subject: Path | str, config: EvaluationConfig, device: str) -> Non
         print(row(evaluate_pretrained(subject, config, device)))
     else:
         path = evaluate(subject, config, device)
-        print(row(read_json(path)["records"]))
+        print(summary(read_json(path)))
         print(path)
+
+
+def _compare(folders: list[Path], config: EvaluationConfig, out: Path, device: str) -> None:
+    print(comparison_table(compare(folders, config, out, device)))
+    print("\n" + "  ".join(str(path) for path in (*sorted(out.glob("*.png")), out / "results.json")))
 
 
 def _reproduce(profile: str, out: Path, execute: LocalProcesses, overrides: dict[str, Any]) -> None:

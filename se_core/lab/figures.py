@@ -7,6 +7,7 @@ repeat what colour says.
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
@@ -20,10 +21,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from se_core.attacks import fictive_sample
-from se_core.datasets import load
 from se_core.lab.config import RunConfig
 from se_core.lab.evaluation import CLASSES
 from se_core.lab.experiments import PANELS, Panel
+from se_core.lab.runs import read
 from se_core.lab.statistics import curve, panels_of
 from se_core.lab.steps import derived_generator
 from se_core.lab.storage import write_atomically
@@ -51,9 +52,15 @@ def drawing() -> AbstractContextManager[None]:
     return mpl.style.context(["default", STYLE])
 
 
-def _draw_panel(axes: Axes, results: dict[str, Any], panel: Panel) -> None:
-    for method, style in METHODS.items():
-        points = curve(results["records"], panel, method)
+Styles = Mapping[str, Mapping[str, Any]]  # of each method: label, colour, marker and line
+
+
+def draw_panel(
+    axes: Axes, records: list[dict[str, Any]], panel: Panel, styles: Styles, classes: int, selection_radius: float
+) -> None:
+    """Accuracy against attack radius, a curve a method: the mean over seeds with its 95 % interval."""
+    for method, style in styles.items():
+        points = curve(records, panel, method)
         radii = list(points)
         mean = [100 * m for m, _ in points.values()]
         half = [0.0 if math.isnan(h) else 100 * h for _, h in points.values()]
@@ -61,10 +68,9 @@ def _draw_panel(axes: Axes, results: dict[str, Any], panel: Panel) -> None:
         upper = [min(m + h, 100) for m, h in zip(mean, half, strict=True)]
         axes.plot(radii, mean, **style)
         axes.fill_between(radii, lower, upper, color=style["color"], alpha=0.2, linewidth=0)
-    chance = 100 / CLASSES[panel.task]
+    chance = 100 / classes
     axes.axhline(chance, color="0.5", linewidth=0.8, linestyle=":")
     axes.text(0.995, chance + 1.5, "chance", transform=axes.get_yaxis_transform(), color="0.4", fontsize=7, ha="right")
-    (selection_radius,) = {run["radius"] for run in results["provenance"]["runs"] if run["radius"]}
     axes.axvline(selection_radius, color="0.8", linewidth=0.8, zorder=0)
     axes.set_title(panel.title, loc="left")
     axes.set_ylim(0, 102)
@@ -72,21 +78,26 @@ def _draw_panel(axes: Axes, results: dict[str, Any], panel: Panel) -> None:
 
 def figure1(results: dict[str, Any]) -> Figure:
     """The four panels: accuracy against attack radius, mean over seeds with its 95 % interval."""
+    (selection_radius,) = {run["radius"] for run in results["provenance"]["runs"] if run["radius"]}
     with drawing():
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
         grid = figure.subplots(2, 2, sharex=True, sharey=True)
         for panel, axes in zip(PANELS, grid.flat, strict=True):
             if panel in panels_of(results["records"]):
-                _draw_panel(axes, results, panel)
+                draw_panel(axes, results["records"], panel, METHODS, CLASSES[panel.task], selection_radius)
             else:
                 axes.set_axis_off()
         drawn = next(axes for axes in grid.flat if axes.lines)
         grid[0, 1].legend(*drawn.get_legend_handles_labels(), loc="upper right")  # where no curve passes
-        figure.supylabel("adversarial test accuracy (%)", fontsize=9)
-        figure.supxlabel(
-            "attack radius (largest change of a pixel, pixels in [0, 1]); vertical line: selection radius", fontsize=9
-        )
+        label_axes(figure)
     return figure
+
+
+def label_axes(figure: Figure) -> None:
+    figure.supylabel("adversarial test accuracy (%)", fontsize=9)
+    figure.supxlabel(
+        "attack radius (largest change of a pixel, pixels in [0, 1]); vertical line: selection radius", fontsize=9
+    )
 
 
 def _pictures(vae: VAE, x: Tensor, radius: float) -> list[Tensor]:
@@ -95,21 +106,21 @@ def _pictures(vae: VAE, x: Tensor, radius: float) -> list[Tensor]:
         return [x_prime, vae.reconstruct(x), vae.reconstruct(x_prime)]
 
 
-def attacked_digits(runs: dict[str, tuple[RunConfig, VAE]], columns: int = 8) -> Figure:
-    """Test digits, what the selection mechanism makes of them, and what each model reconstructs from either.
+def attacked_images(runs: dict[str, tuple[RunConfig, VAE]], styles: Styles = METHODS, columns: int = 8) -> Figure:
+    """Test images, what the selection mechanism makes of them, and what each model reconstructs from either.
 
-    runs: method -> (configuration, networks), trained on the same data.
+    runs: method -> (configuration, networks), trained on the same data; the first says which, and the radius.
     """
-    config = runs["se"][0]
-    x = load(config.dataset, "test", config.source, "random", config.seed).images(torch.arange(columns))
-    rows = [("digit $x$", x)]
+    config = next(iter(runs.values()))[0]
+    x = read(config, "test").images(slice(0, columns))
+    rows = [("image $x$" if config.dataset == "images" else "digit $x$", x)]
     for method, (_, vae) in runs.items():
         attacked, clean, fooled = _pictures(vae, x, config.radius)
-        name = METHODS[method]["label"]
+        name = styles[method]["label"]
         rows += [(f"{name}:\nattacked $x'$", attacked), ("$x$ reconstructed", clean), ("$x'$ reconstructed", fooled)]
     with drawing():
         figure = Figure(figsize=(7.2, 0.86 * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), columns)
+        grid = figure.subplots(len(rows), len(x))
         for (label, images), axes_row in zip(rows, grid, strict=True):
             for image, axes in zip(images, axes_row, strict=True):
                 axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
@@ -138,10 +149,10 @@ def save(figure: Figure, path: Path, digest: str) -> None:
 
 
 def draw(results: dict[str, Any], networks: dict[str, tuple[RunConfig, VAE]], out: Path) -> None:
-    """Write `figure1` and, of networks as in `attacked_digits`, that picture (PNG and SVG) into `out`; of a slice, what
+    """Write `figure1` and, of networks as in `attacked_images`, that picture (PNG and SVG) into `out`; of a slice, what
     there is to draw."""
     digest = results_digest(results)
     if panels_of(results["records"]):
         save(figure1(results), out / "figure1.png", digest)
     if set(networks) == set(METHODS):
-        save(attacked_digits(networks), out / "attacked_digits.png", digest)
+        save(attacked_images(networks), out / "attacked_digits.png", digest)
