@@ -194,7 +194,7 @@ def _read(files: tuple[_File, ...], image_size: int, skip_damaged: bool) -> _Con
 
         from se_core._image_files import Unsuitable, decoded
     except ImportError as error:
-        raise DataError(f"image files are read with {error.name}, which is missing: pip install pillow tqdm") from error
+        raise DataError(f"image files need {error.name}, which is missing: pip install 'se-core[lab]'") from error
 
     images: list[_Image] = []
     damaged: list[str] = []

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import se_core
+from se_core.lab.cli import main
 from se_core.lab.figures import results_digest
 from se_core.lab.statistics import claims, robustness
 from se_core.lab.tables import accuracy_table, claims_table, floor_table
@@ -157,7 +159,7 @@ def test_ci_runs_the_readme_s_test_command() -> None:
 # As `pip install .` leaves it: what the extra `lab` brings cannot be imported.
 WITHOUT_THE_LABORATORY = """
 import sys
-for name in ("torchvision", "scipy", "matplotlib", "jsonargparse", "yaml", "tqdm"):
+for name in ("torchvision", "PIL", "scipy", "matplotlib", "jsonargparse", "yaml", "tqdm"):
     sys.modules[name] = None
 """
 
@@ -171,12 +173,32 @@ def test_the_command_without_its_packages_names_the_extra() -> None:
 
 
 def test_the_ten_lines_of_the_readme_run(tmp_path: Path) -> None:
-    code, pretrained = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    section = README.split("## Your own smooth encoder in ten lines")[1].split("\n## ")[0]
+    code, pretrained = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
     assert len(lines) <= 10
     short = re.sub(r"range\(\d[\d_]*\)", "range(3)", code) + pretrained
     assert short != code + pretrained
     subprocess.run([sys.executable, "-c", WITHOUT_THE_LABORATORY + short], check=True, cwd=tmp_path)
+
+
+def test_the_readme_s_lines_for_images_of_your_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut up, trained, attacked and drawn, in fewer steps."""
+    section = README.split("## Your own images")[1].split("\n## ")[0]
+    (cut,), (commands,) = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("python", "sh"))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(cut, "README.md", "exec"), {})
+    assert len(list(Path("patches").glob("*/*.png"))) > 3000
+    train, pinned, compare = (shlex.split(line, comments=True) for line in commands.splitlines())
+    for command in (train, pinned):
+        assert command[0] == "se-core"
+        assert main([*command[1:], "--iterations=3", "--latent-dim=4"]) == 0
+    assert compare[-1] == "runs/images-*"
+    short = ["--test-images=20", "--attack-steps=2", "--radii=[0,0.05]"]
+    assert main([*compare[1:-1], *sorted(map(str, Path().glob(compare[-1]))), *short]) == 0
+    assert {"accuracy.png", "attacked_images.png"} <= {path.name for path in Path("runs/compared").iterdir()}
+    results = json.loads(Path("runs/compared/results.json").read_text())
+    assert {(r["method"], r["task"]) for r in results["records"]} == {("vae", "label"), ("pinned", "label")}
 
 
 def test_importing_the_package_changes_nothing_global() -> None:
@@ -185,7 +207,7 @@ import sys, warnings, torch
 before = (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), torch.is_grad_enabled())
 import se_core
 assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), torch.is_grad_enabled())
-heavy = {"matplotlib", "torchvision", "scipy", "torch._inductor.compile_fx"} & set(sys.modules)
+heavy = {"matplotlib", "torchvision", "scipy", "PIL", "torch._inductor.compile_fx"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,20 +3,30 @@ r"""
 # Your own encoder in ten lines
 
 The paper's idea is not tied to its networks, to MNIST, or to attacks. This chapter makes someone else's encoder smooth:
-it returns `torch.distributions`, and its neighbours are rotated images.
+it returns `torch.distributions`, and its neighbours are rotated images. Then our own encoder meets someone else's images:
+patches of photographs, in colour.
 """
 
 # %%
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import Image as Picture
+from PIL import Image
+from skimage import data as photographs
 from torch import nn
 from torch.distributions import Independent, Normal
 
 from se_core import elbo, load, se_elbo
 from se_core.gaussians import as_gaussian
+from se_core.lab.comparison import compare
+from se_core.lab.config import EvaluationConfig, RunConfig
+from se_core.lab.experiments import METHODS as CHANGES
 from se_core.lab.figures import METHODS, STYLE
+from se_core.lab.training import train as train_run
 from se_core.transport import sinkhorn_divergence, w2_squared
 
 torch.set_num_threads(1)
@@ -139,6 +149,64 @@ for angle in (-20.0, -10.0, 10.0, 20.0):
 
 # %% [markdown]
 r"""
+## Your own images
+
+Any folder of images will do, square and of one size, grey or in colour. The names of its sub-folders are the labels. Here
+are four photographs that scikit-image brings along, cut into patches of 16 by 16 pixels. The question to the probe: which
+photograph is this a piece of?
+"""
+
+# %%
+place = TemporaryDirectory()
+patches = Path(place.name) / "patches"
+for name in ("astronaut", "chelsea", "coffee", "rocket"):  # a person, a cat, a cup and a rocket
+    photo, folder = Image.fromarray(getattr(photographs, name)()), patches / name
+    folder.mkdir(parents=True)
+    for left in range(0, photo.width - 15, 16):
+        for top in range(0, photo.height - 15, 16):
+            photo.crop((left, top, left + 16, top + 16)).save(folder / f"{left}-{top}.png")
+
+splits = {split: load("images", split, patches) for split in ("train", "validation", "test")}
+print(splits["train"].shape, splits["train"].classes)
+assert sum(map(len, splits.values())) == len(list(patches.glob("*/*.png")))
+
+# %% [markdown]
+r"""
+What a file holds decides its split, by its SHA-256. So a picture that is there twice is never in two splits, and a new one
+moves no other. The rest is as for digits. These are the lines of the README, shorter:
+
+```sh
+se-core train --dataset images --source patches --method vae
+se-core train --dataset images --source patches --scale pinned --gamma 10 --memory true --attack-steps 1
+se-core compare runs/images-*
+```
+"""
+
+# %%
+size = {"iterations": {"tiny": 300, "small": 3_000, "paper": 30_000}[PROFILE], "device": DEVICE}
+runs = []
+for method in ("vae", "pinned"):
+    config = RunConfig(dataset="images", source=str(patches), **CHANGES[method], **size)
+    runs.append(train_run(config, Path(place.name) / "runs"))
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Eight patches of photographs; below, what an attack makes of them for the VAE and for the pinned smooth encoder, and what each reconstructs. The VAE's reconstruction of an attacked patch has the colour of another patch, the pinned encoder's is near that of the patch itself."}}
+attack = EvaluationConfig(radii=(0.0, 0.02, 0.05), attack_steps=10, test_images=200)
+found = compare(runs, attack, Path(place.name) / "compared", DEVICE)
+Picture(filename=str(Path(place.name) / "compared" / "attacked_images.png"), width=640)
+
+# %%
+accuracy = {(r["method"], r["radius"]): r["accuracy"] for r in found["records"]}
+moved_share = {d["method"]: d["moved_share"] for d in found["diagnostics"]}
+assert moved_share["pinned"] < 0.1 * moved_share["vae"]
+assert accuracy["pinned", 0.02] > accuracy["vae", 0.02]
+place.cleanup()
+
+# %% [markdown]
+r"""
+Nothing was tuned for these images, and the training is short. Even so the pinned encoder moves far less under attack, and
+its probe is harder to fool. Patches of one photograph are alike, on whichever side of a split they lie: an accuracy here
+says nothing about other photographs.
+
 ## How to choose
 
 * **The selection mechanism** says what should not matter. Attacks ask for smoothness in every direction, a transformation
@@ -182,4 +250,6 @@ Return a `MultivariateNormal`, or a `FullGaussian`. The transport functions then
 
 * An encoder of `torch.distributions` trains through `as_gaussian`, with rotations for a selection mechanism.
 * At angles up to 20 degrees it moves a clearly smaller share of its latent variance than the plain one.
+* On patches of photographs, in colour and of another size, the pinned encoder moves a tenth of what the VAE does under
+  attack, or less, and its probe is the more accurate one at radius 0.02.
 """

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -361,6 +362,13 @@ def test_a_folder_that_has_changed_is_read_again(own: Path) -> None:
     after = load("images", "train", own)
     assert after.classes == ("b", "c")
     assert len(after) < len(before)
+
+
+def test_a_missing_decoder_is_explained(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "se_core._image_files", raising=False)
+    with pytest.raises(DataError, match=r"image files need PIL, which is missing: pip install 'se-core\[lab\]'"):
+        load("images", "train", own)
 
 
 # Calls
