@@ -51,7 +51,7 @@ def _parser() -> ArgumentParser:
     evaluation.add_argument("--pretrained", type=str | None, default=None, help=f"one of {', '.join(PRETRAINED)}")
     evaluation.add_argument("--config", action="config", help="a YAML file with any of the options below")
     evaluation.add_class_arguments(EvaluationConfig)
-    evaluation.add_argument("--device", type=str, default="cpu")
+    evaluation.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:N, mps, or auto: what there is")
 
     comparison = _command("Evaluate finished runs of the same data side by side: a table and pictures.")
     comparison.add_argument("runs", type=Path, nargs="+", help="the folders of finished runs")
@@ -79,7 +79,9 @@ def _reproduction() -> ArgumentParser:
     figure1.add_argument("--seeds", type=list[int] | None, default=None, help="some of the profile's, as [0,1]; all")
     figure1.add_argument("--methods", type=list[str] | None, default=None, help="some, as [vae,pinned]; all if absent")
     figure1.add_argument("--out", type=Path | None, default=None, help="output folder; runs/figure1-PROFILE if absent")
-    figure1.add_argument("--workers", type=int, default=_cores(), help="processes, of one thread each")
+    figure1.add_argument(
+        "--workers", type=int | None, default=None, help="processes, of one thread each; one a core, on a GPU just one"
+    )
     for field in fields(RunConfig):
         if field.name not in (
             "dataset",
@@ -122,11 +124,10 @@ def _prepared(command: str, arguments: Namespace) -> Callable[[], None]:
             names = {field.name for field in fields(RunConfig)} & set(arguments.keys())
             overrides = {name: arguments[name] for name in names if arguments[name] is not None}
             overrides |= {"panels": arguments.panels, "seeds": arguments.seeds, "methods": arguments.methods}
-            figure1_runs(arguments.profile, **overrides)
+            on_cpu = figure1_runs(arguments.profile, **overrides)[0].device == "cpu"
+            workers = (_cores() if on_cpu else 1) if arguments.workers is None else arguments.workers
             out = arguments.out or Path("runs") / f"figure1-{arguments.profile}"
-            return partial(
-                _reproduce, arguments.profile, out.expanduser(), LocalProcesses(arguments.workers), overrides
-            )
+            return partial(_reproduce, arguments.profile, out.expanduser(), LocalProcesses(workers), overrides)
 
 
 def _train(config: RunConfig, runs: Path, checkpoint_every: int) -> None:

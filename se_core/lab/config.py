@@ -56,7 +56,7 @@ class RunConfig:
         optimiser: "adam", or "sgd" with momentum 0.9.
         learning_rate: step size of the optimiser.
         seed: of initialisation, batches, colours and noise.
-        device: "cpu", "cuda" or "cuda:N".
+        device: "cpu", "cuda", "cuda:N" or "mps"; "auto" becomes what this machine has, so that the name tells.
         attack_dtype: precision of the selection's gradients, "float32" or "bfloat16".
         compile: run the selection and the bound under torch.compile.
         scale: of the latent means, "free" as in the paper, or "pinned" (ours).
@@ -116,8 +116,8 @@ class RunConfig:
         for name in ("noise_variance", "learning_rate"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InvalidValueError(f"{name}={getattr(self, name)} must be a finite number > 0")
+        object.__setattr__(self, "device", device_name(self.device))
         self._check_what_belongs_together()
-        _check_device_name(self.device)
         if not -(2**63) <= self.seed < 2**63:
             raise InvalidValueError(f"seed={self.seed} must fit into 64 bits")
 
@@ -135,6 +135,8 @@ class RunConfig:
             )
         if self.covariance == "full" and self.scale == "pinned":
             raise InvalidValueError("scale='pinned' needs covariance='diagonal'")
+        if self.covariance == "full" and self.device == "mps":
+            raise InvalidValueError("covariance='full' needs float64, which device='mps' has not; choose cpu or cuda")
         if self.scale == "pinned" and self.batch_size < 2:
             raise InvalidValueError("scale='pinned' takes its statistics of a batch; choose batch_size >= 2")
         if self.memory and not (self.radius > 0 and self.attack_steps > 0):
@@ -242,19 +244,24 @@ class EvaluationConfig:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of this name; InvalidValueError where this machine has none."""
-    _check_device_name(name)
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    """The device of this name, as in `device_name`; InvalidValueError where this machine has none."""
+    device = torch.device(device_name(name))
+    if (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    ):
         raise InvalidValueError(
             f"device={name!r}: this torch ({torch.__version__}) finds no such GPU; use device='cpu'"
         )
     return device
 
 
-def _check_device_name(name: str) -> None:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise InvalidValueError(f"device={name!r} is unknown; choose cpu, cuda or cuda:N")
+def device_name(name: str) -> str:
+    """`name`; for "auto" the first that this machine has of cuda, mps and cpu. InvalidValueError for any other."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise InvalidValueError(f"device={name!r} is unknown; choose auto, cpu, mps, cuda or cuda:N")
+    return name
 
 
 def digest(config: Any) -> str:

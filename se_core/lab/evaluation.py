@@ -51,7 +51,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     written again. Raises CheckpointError, DataError (also where the training data have changed), StorageError,
     ProbeNotConverged, and InvalidValueError for a device that is not there.
     """
-    usable_device(device)
+    device = str(usable_device(device))
     run, vae = load_run(folder)
     folder = Path(folder).expanduser()
     run = replace(run, device=device)
@@ -82,7 +82,7 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
 def evaluate_pretrained(name: str, config: EvaluationConfig, device: str = "cpu") -> list[dict[str, Any]]:
     """The records, as in `evaluate`, of a pretrained encoder and its probes on the bundled digits; the probes are those
     that it came with, whatever `config.l2`. Raises what `load_pretrained` and `usable_device` raise."""
-    usable_device(device)
+    device = str(usable_device(device))
     pretrained = load_pretrained(name)
     run = RunConfig(**(pretrained.record["run"] | {"source": "bundled", "device": device}))
     data = images(run, config.split)
@@ -149,11 +149,12 @@ def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Line
     means (N, latent_dim), labels (N,) int64 in [0, classes). L-BFGS in float64; the problem is convex, so the answer
     depends on the data alone. Raises ProbeNotConverged if the gradient's largest entry stays above 1e-6.
     """
+    home = torch.device("cpu") if means.device.type == "mps" else means.device  # MPS has no float64
     with torch.inference_mode(False), torch.enable_grad():
-        features, centre, unit = _whitened(means.clone().double(), l2)
-        weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=means.device, requires_grad=True)
-        bias = torch.zeros(classes, dtype=torch.float64, device=means.device, requires_grad=True)
-        labels = labels.clone()
+        features, centre, unit = _whitened(means.clone().to(home).double(), l2)
+        weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=home, requires_grad=True)
+        bias = torch.zeros(classes, dtype=torch.float64, device=home, requires_grad=True)
+        labels = labels.clone().to(home)
 
         def loss() -> Tensor:
             penalty = l2 / 2 * (weight * unit).square().sum()
@@ -162,8 +163,8 @@ def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Line
         _minimise(loss, [weight, bias], l2)
         probe = nn.Linear(features.shape[1], classes, device=means.device, dtype=torch.float32)
         with torch.no_grad():
-            probe.weight.copy_(weight * unit)
-            probe.bias.copy_(bias - (weight * unit) @ centre)
+            probe.weight.copy_((weight * unit).float())
+            probe.bias.copy_((bias - (weight * unit) @ centre).float())
     return probe.requires_grad_(False)
 
 
@@ -263,12 +264,12 @@ def diagnostics(run: RunConfig, vae: VAE, means: Tensor, x: Tensor) -> dict[str,
                 bounds.append(elbo(block, q, vae.decode, run.noise_variance, generator).value)
                 errors.append((vae.reconstruct(block) - block).square().flatten(1).mean(-1))
             moved.append(w2_squared(q, vae.encode(x_prime)))
-    variances = means.double().var(0)
+    variances = means.cpu().double().var(0)
     total = float(variances.sum())
     return {
-        "elbo": float(torch.cat(bounds).double().mean()) if bounds else math.nan,
-        "reconstruction_mse": float(torch.cat(errors).double().mean()) if errors else math.nan,
+        "elbo": float(torch.cat(bounds).cpu().double().mean()) if bounds else math.nan,
+        "reconstruction_mse": float(torch.cat(errors).cpu().double().mean()) if errors else math.nan,
         "active_latents": int((variances > ACTIVE).sum()),
         "latent_variance": total,
-        "moved_share": float(torch.cat(moved).double().mean()) / total if total else math.nan,
+        "moved_share": float(torch.cat(moved).cpu().double().mean()) / total if total else math.nan,
     }

@@ -82,7 +82,7 @@ def judge(
     Raises CheckpointError, DataError, StorageError, ProbeNotConverged, AutoAttackMissing, and InvalidValueError for
     folders of one name and a device that is not there.
     """
-    usable_device(device)
+    device = str(usable_device(device))
     by_name = {Path(folder).expanduser().resolve().name: Path(folder).expanduser() for folder in folders}
     if not len(by_name) == len(folders) > 0:
         raise InvalidValueError(f"folders={[str(f) for f in folders]} must be one or more, each of another name")

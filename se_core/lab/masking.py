@@ -62,7 +62,7 @@ def masking(
     wide = attacked(LARGE_RADIUS)
     longer = attacked(radius, attack_steps=MORE_STEPS, restarts=MORE_RESTARTS)
     noisy = accuracy(logits, torch.clamp(x + radius * noise, 0, 1), labels)
-    weaker = {"Square": float(autoattack(logits, x, labels, radius, seed, ("square",))["square"].double().mean())}
+    weaker = {"Square": float(autoattack(logits, x, labels, radius, seed, ("square",))["square"].cpu().double().mean())}
     for name, other in (others or {}).items():
         weaker[f"transferred from {name}"] = transferred(other, logits, x, labels, radius, config, seed)
     weaker["latent attack"] = accuracy(logits, moved(encoder, x, radius, config, seed), labels)

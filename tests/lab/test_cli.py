@@ -131,6 +131,11 @@ def test_reproduce_passes_its_flags_to_every_run(
     expected = {"attack_dtype": "bfloat16", "compile": True, "gamma": 3.0, "profile": "small", "out": tmp_path}
     assert asked == expected | {"workers": 5, "panels": "ab", "seeds": [0, 2], "methods": ["vae", "pinned"]}
 
+    for device, workers in (("cpu", 3), ("cuda", 1), ("mps", 1)):
+        monkeypatch.setattr(cli, "_cores", lambda: 3)
+        assert "enough" in _fails(["reproduce", f"--device={device}", f"--out={tmp_path}"], capsys)
+        assert (asked["workers"], asked["device"]) == (workers, device)
+
 
 def test_a_terminal_sees_progress_with_rate_and_remaining_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -58,7 +58,7 @@ def test_a_missing_gpu_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finds no such GPU; use device='cpu'"):
         train(config, tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="device='meta' is unknown; choose cpu, cuda or cuda:N"):
+    with pytest.raises(ValueError, match="device='meta' is unknown; choose auto, cpu, mps, cuda or cuda:N"):
         RunConfig(device="meta")
 
 
@@ -112,5 +112,24 @@ def test_each_method_of_figure_1_has_a_name_of_its_own() -> None:
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", ""])
 def test_an_unknown_device_is_named_wherever_it_is_asked_for(name: str) -> None:
     for ask in (lambda: RunConfig(device=name), lambda: usable_device(name)):
-        with pytest.raises(ValueError, match=f"device='{name}' is unknown; choose cpu, cuda or cuda:N"):
+        with pytest.raises(ValueError, match=f"device='{name}' is unknown; choose auto, cpu, mps, cuda or cuda:N"):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "found"), [(1, True, "cuda"), (0, True, "mps"), (0, False, "cpu")], ids=["cuda", "mps", "cpu"]
+)
+def test_auto_is_what_the_machine_has_and_the_run_is_named_by_it(
+    cuda: int, mps: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert usable_device("auto") == torch.device(found)
+    assert RunConfig(device="auto") == RunConfig(device=found)
+    assert RunConfig(device="auto").name == RunConfig(device=found).name
+
+
+def test_a_device_without_float64_is_not_asked_for_full_covariances() -> None:
+    with pytest.raises(ValueError, match="float64, which device='mps' has not; choose cpu or cuda"):
+        RunConfig(device="mps", covariance="full")
