@@ -26,7 +26,7 @@ define venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-floor test-latest bench lint book pdf serve notebooks lock clean
+.PHONY: help reproduce test test-floor test-latest bench lint book pdf serve notebooks pair colab test-colab address lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -57,7 +57,7 @@ lint: $(TEST)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-book: $(BOOK)  ## the book, from its committed outputs, into book/_build/html
+book: $(BOOK) colab  ## the book, from its committed outputs, into book/_build/html
 	$(BIN)/sphinx-build -W -n -q -b html book book/_build/html
 	@echo "the book is at $(CURDIR)/book/_build/html/index.html"
 
@@ -67,7 +67,7 @@ pdf: $(TEST) $(BOOK)  ## the whole book on paper, its solutions open: book/_buil
 serve: book  ## the book at http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory book/_build/html 8000
 
-notebooks: $(BOOK)  ## execute book/src into book/notebooks (SE_PROFILE=tiny, small or paper)
+notebooks: $(BOOK)  ## execute book/src into book/notebooks (SE_PROFILE=tiny, small or paper; SE_DEVICE=cuda)
 	$(ONE_THREAD) $(BIN)/python book/execute.py
 
 lock:  ## constraints.txt anew: a pin that was deleted there comes back newest, the others stay
@@ -78,8 +78,21 @@ lock:  ## constraints.txt anew: a pin that was deleted there comes back newest, 
 	  | sed -E '/^(#|nvidia-|cuda-|triton)/d; s/\+.*//'; } > .venv-lock/constraints.txt
 	cp .venv-lock/constraints.txt constraints.txt
 
+pair: $(BOOK)  ## carry an edit of book/src to book/notebooks, or back, without executing
+	$(BIN)/python book/pairing.py
+
+colab: $(BOOK)  ## the package and the chapters for Colab, into dist/smooth-encoders-colab.zip
+	$(BIN)/python book/bundle.py
+
+test-colab: $(BOOK)  ## each chapter as on Colab: alone, without the package (COLAB=a Python with the packages of Colab)
+	$(ONE_THREAD) $(BIN)/python tests/book/colab.py $(COLAB)
+
+address: $(BOOK)  ## publish the address of the repository everywhere: URL=https://github.com/owner/name, URL= takes it back
+	@$(if $(filter undefined,$(origin URL)),$(error say which: make address URL=https://github.com/owner/name, or URL=))
+	$(BIN)/python book/address.py "$(URL)"
+
 clean:  ## remove the environments and the caches; runs/ and data/ stay
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(RUNTIME): pyproject.toml constraints.txt
 	$(call venv,.venv)

@@ -1,23 +1,54 @@
-# @title Setup: does nothing at home; on Colab it installs the package beside Colab's own torch.
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
 
-PROFILE = os.environ.get("SE_PROFILE", "tiny")  # the one switch of sizes: tiny, small or paper
-DEVICE = "cpu"
-BOOK = ".."
-if os.environ.get("COLAB_RELEASE_TAG"):
-    import subprocess
-    import sys
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
 
-    import torch
 
-    REPOSITORY = ""
-    clone = os.path.abspath("smooth-encoders")
-    if not os.path.exists(clone):
-        if not REPOSITORY:
-            raise RuntimeError("This notebook does not know its repository: clone it into ./smooth-encoders first.")
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", clone], check=True)
-    sys.path.insert(0, clone)  # an editable install is seen by new processes only
-    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    BOOK = os.path.join(clone, "book")
-    print(f"installed from {clone}; torch {torch.__version__}, device {DEVICE}, profile {PROFILE}")
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")

@@ -7,8 +7,65 @@ of the paper, live on real digits {cite}`lecun1998`: what each term does while o
 the initialisation matters.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %%
 import math
+from copy import deepcopy
 
 import matplotlib.pyplot as plt
 import torch
@@ -103,19 +160,19 @@ terms. The cell compares the two, in double precision, on the trained encoder.
 """
 
 # %%
-x = load("mnist", "test").images(torch.arange(32)).to(DEVICE).double()
+x = load("mnist", "test").images(torch.arange(32)).double()  # on the CPU, for not every GPU has float64
 x_prime = (x + 0.1).clamp(0, 1)
 v, gamma, D_z = 0.1, 1.0, 32
-model = smooth.double()
+model = deepcopy(smooth).cpu().double()
 q_a, q_b = model.encode(x), model.encode(x_prime)
 
 
 def same_noise() -> torch.Generator:
-    return torch.Generator(DEVICE).manual_seed(0)
+    return torch.Generator().manual_seed(0)
 
 
 z_a = q_a.mean + (q_a.log_var / 2).exp() * torch.randn(
-    q_a.mean.shape, generator=same_noise(), dtype=torch.float64, device=DEVICE
+    q_a.mean.shape, generator=same_noise(), dtype=torch.float64
 )
 x_bar = model.decode(z_a)
 miss = (x - x_bar).square().flatten(1).sum(-1)
@@ -138,7 +195,6 @@ torch.testing.assert_close(WD, entropic_cost(q_a, q_b, gamma), rtol=1e-10, atol=
 torch.testing.assert_close(likelihood, gaussian_log_likelihood(x, x_bar, v))
 ours = se_elbo(x, q_a, q_b, model.decode, v, gamma, same_noise())
 torch.testing.assert_close(ours.value, as_printed, rtol=1e-10, atol=0)
-smooth = smooth.float()
 
 # %% [markdown]
 r"""

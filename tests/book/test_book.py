@@ -19,6 +19,7 @@ RESTRUCTURED = runpy.run_path(str(ROOT / "book" / "docstrings.py"))["restructure
 SETTINGS = tomllib.loads((ROOT / "jupyter_book.toml").read_text())
 CHAPTERS = sorted((ROOT / "book" / "src").glob("*.py"))
 ADDRESS = "https://github.com/owner/name"
+BUNDLE = "smooth-encoders-colab.zip"
 
 
 def build(folder: Path, builder: str = "html", **replacements: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +30,8 @@ def build(folder: Path, builder: str = "html", **replacements: str) -> subproces
         assert text.count(old) == 1
         text = text.replace(old, new)
     (folder / "jupyter_book.toml").write_text(text)
+    (folder / "dist").mkdir()
+    (folder / "dist" / BUNDLE).write_text("what `make colab` leaves there")
     run = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-b", builder, "book", "html"]
     return subprocess.run(run, cwd=folder, capture_output=True, text=True, timeout=300)
 
@@ -100,15 +103,25 @@ def test_each_equation_of_the_paper_stands_under_its_number_with_a_cell_that_che
 
 
 def test_colab_opens_a_chapter_only_when_the_address_is_known(pages: dict[str, str], tmp_path: Path) -> None:
-    assert SETTINGS["repository"]["url"] == ""
-    assert not [name for name, html in pages.items() if "colab.research.google.com" in html]
+    published = SETTINGS["repository"]["url"]
+    assert published or not [name for name, html in pages.items() if 'href="https://colab.research.google.com' in html]
 
-    result = build(tmp_path, address=('url = ""', f'url = "{ADDRESS}"'))
+    result = build(tmp_path, address=(f'url = "{published}"', f'url = "{ADDRESS}"'))
     assert result.returncode == 0, result.stderr
     for source in CHAPTERS:
         html = (tmp_path / "html" / "notebooks" / f"{source.stem}.html").read_text()
         path = f"github/owner/name/blob/main/book/notebooks/{source.stem}.ipynb"
         assert f'href="https://colab.research.google.com/{path}"' in html
+        download = (tmp_path / "html" / "_sources" / "notebooks" / f"{source.stem}.ipynb").read_text()
+        assert f'REPOSITORY = \\"{ADDRESS}\\"' in download
+    assert (tmp_path / "html" / BUNDLE).exists()
+
+
+def test_each_page_offers_its_chapter_and_the_bundle(pages: dict[str, str]) -> None:
+    for source in CHAPTERS:
+        html = pages[f"notebooks/{source.stem}"]
+        assert f'href="../_sources/notebooks/{source.stem}.ipynb"' in html
+        assert f'href="../{BUNDLE}"' in html
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,24 @@ The comparison itself is `pytest --nbval`, which `make test` runs.
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
+from nbclient.exceptions import CellTimeoutError
 
 ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "book"
 SOURCES = sorted((BOOK / "src").glob("*.py"))
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=60", "-p", "no:cacheprovider", "-o", "addopts="]
 
-EXECUTE = runpy.run_path(str(BOOK / "execute.py"))
+sys.path.insert(0, str(BOOK))
+import execute  # noqa: E402
+import pairing  # noqa: E402
 
 # What the tests of a chapter's face ask, these do not give yet.
 UNCONVERTED = ("05-bound", "06-selection", "07-training", "08-figure1", "09-smooth-or-shrink", "10-your-own-encoder")
@@ -45,9 +47,9 @@ def test_each_chapter_has_its_notebook_and_no_notebook_is_left_over() -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_source_and_notebook_agree_cell_by_cell(source: Path) -> None:
-    expected, found = EXECUTE["convert"](source).cells, notebook(source).cells
+    expected, found = pairing.convert(source).cells, notebook(source).cells
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
-        place = f"{source.stem}, cell {index}: run `make notebooks`"
+        place = f"{source.stem}, cell {index}: `make pair` carries an edit of either to the other"
         assert (a.cell_type, a.source, a.id) == (b.cell_type, b.source, b.id), place
         assert a.metadata == b.metadata, place
 
@@ -64,7 +66,7 @@ def test_each_cell_was_executed_in_order_and_without_a_complaint(source: Path) -
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_nothing_that_differs_between_machines_is_kept(source: Path) -> None:
     found = notebook(source)
-    assert dict(found.metadata) == EXECUTE["METADATA"]
+    assert dict(found.metadata) == pairing.METADATA | {"paired": pairing.digest(found)}
     assert "execution" not in {key for cell in found.cells for key in cell.metadata}
     printed = [o.text for c in found.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
     assert not [text for text in printed if re.search(r"/home/|/root/|/tmp/|0x[0-9a-f]{6,}|\d\.\d{9,}", text)]
@@ -107,7 +109,12 @@ def compare(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """One notebook executed and compared, as `make test` does all of them."""
     run = [sys.executable, "-m", "pytest", *NBVAL, "--rootdir", str(path.parent), str(path)]
     return subprocess.run(
-        run, capture_output=True, text=True, cwd=path.parent, env=os.environ | environment, timeout=300
+        run,
+        capture_output=True,
+        text=True,
+        cwd=path.parent,
+        env=os.environ | {"SE_DEVICE": "cpu"} | environment,
+        timeout=300,
     )
 
 
@@ -135,27 +142,92 @@ def test_a_changed_sign_in_transport_fails_the_comparison_and_is_located(tmp_pat
     assert re.search(r"FAILED 04-entropic-transport\.ipynb::Cell \d+", result.stdout), result.stdout[-3000:]
 
 
-def test_a_chapter_runs_as_on_colab_where_the_package_is_not_installed(tmp_path: Path) -> None:
-    """An environment with our dependencies and without our package; the clone is already there."""
-    venv.create(tmp_path / "env", with_pip=False)
-    python = tmp_path / "env" / "bin" / "python"
-    site = Path(
-        subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
-    )
-    # Only the folder of the dependencies is added: the .pth file in it that names this checkout is not read.
-    (site / "dependencies.pth").write_text(str(Path(nbformat.__file__).parent.parent))
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", tmp_path / "smooth-encoders"], check=True)
-    missing = subprocess.run([python, "-c", "import se_core"], capture_output=True, text=True, cwd=tmp_path)
-    assert "ModuleNotFoundError" in missing.stderr
+@pytest.fixture
+def one_chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A book with one chapter, that edits may spoil."""
+    for name in ("src/02-divergences.py", "notebooks/02-divergences.ipynb", "setup_cell.py", "jupytext.toml"):
+        (tmp_path / "book" / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(BOOK / name, tmp_path / "book" / name)
+    shutil.copy(ROOT / "jupyter_book.toml", tmp_path)
+    monkeypatch.setattr(pairing, "BOOK", tmp_path / "book")
+    monkeypatch.setattr(execute, "BOOK", tmp_path / "book")
+    return tmp_path / "book"
 
-    code = [cell.source for cell in notebook(BOOK / "src" / "02-divergences.py").cells if cell.cell_type == "code"]
-    (tmp_path / "chapter.py").write_text("\n\n".join([*code, "import se_core; print(se_core.__file__)"]))
-    environment = os.environ | {"COLAB_RELEASE_TAG": "test", "MPLBACKEND": "agg", "PIP_NO_CACHE_DIR": "1"}
-    result = subprocess.run(
-        [python, "chapter.py"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+
+def edit(path: Path, old: str = "Kullback", new: str = "Kulback") -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_an_edit_of_either_is_carried_to_the_other_and_outputs_are_kept(one_chapter: Path) -> None:
+    source, path = (one_chapter / name for name in ("src/02-divergences.py", "notebooks/02-divergences.ipynb"))
+    before = source.read_text(), path.read_text()
+    assert pairing.pair("02-divergences")
+    assert (source.read_text(), path.read_text()) == before
+
+    edit(path)
+    assert pairing.pair("02-divergences")
+    assert source.read_text() == before[0].replace("Kullback", "Kulback", 1)
+    edit(source, "Kulback", "Kullback")
+    assert pairing.pair("02-divergences")
+    assert (source.read_text(), path.read_text()) == before
+
+
+def test_where_both_were_edited_nothing_is_written(one_chapter: Path) -> None:
+    source, path = (one_chapter / name for name in ("src/02-divergences.py", "notebooks/02-divergences.ipynb"))
+    edit(path)
+    edit(source, "Kullback", "Kullbach")
+    edited = source.read_text(), path.read_text()
+    for write in (pairing.pair, execute.execute):
+        with pytest.raises(ValueError, match="were both edited: move the notebook away"):
+            write("02-divergences")
+    assert (source.read_text(), path.read_text()) == edited
+
+
+def test_changed_code_has_to_be_executed(one_chapter: Path, capsys: pytest.CaptureFixture) -> None:
+    path = one_chapter / "notebooks" / "02-divergences.ipynb"
+    before = path.read_text()
+    edit(one_chapter / "src" / "02-divergences.py", "torch.set_num_threads(1)", "torch.set_num_threads(2)")
+    assert pairing.main([]) == 1
+    assert "python book/execute.py 02-divergences" in capsys.readouterr().out
+    assert path.read_text() == before
+
+
+def test_what_jupyterlab_saves_is_paired(one_chapter: Path) -> None:
+    """The source opened as a notebook shows the outputs; saved, it writes both, and nothing more has to be done."""
+    from jupyter_server.services.contents.filemanager import FileContentsManager
+    from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
+
+    path = one_chapter / "notebooks" / "02-divergences.ipynb"
+    manager = build_sync_jupytext_contents_manager_class(FileContentsManager)(root_dir=str(one_chapter.parent))
+    model = manager.get("book/src/02-divergences.py", type="notebook")
+    cells = model["content"].cells
+    assert [c.get("outputs") for c in cells] == [c.get("outputs") for c in nbformat.read(path, as_version=4).cells]
+    cells[0].source = cells[0].source.replace("Divergences", "Distances")
+    manager.save(model, "book/src/02-divergences.py")
+    assert "Distances" in path.read_text()
+    before = (one_chapter / "src" / "02-divergences.py").read_text()
+    assert pairing.pair("02-divergences")
+    assert (one_chapter / "src" / "02-divergences.py").read_text() == before
+    assert before.startswith("# %% [markdown]")  # no header of somebody's kernel
+
+
+def test_a_cell_may_take_longer_at_a_larger_profile(one_chapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = re.search(r'PROFILE = "tiny"  # @param \[(.*)\]', (BOOK / "setup_cell.py").read_text())
+    assert options
+    assert [f'"{profile}"' for profile in execute.CELL_TIMEOUT] == options[1].split(", ")
+    # The chapter: a title, the set-up cell, and one that takes two seconds.
+    chapter = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# Slow"), nbformat.v4.new_code_cell("import time; time.sleep(2)")]
     )
-    assert result.returncode == 0, result.stderr
-    said, *_, where = result.stdout.strip().splitlines()
-    assert said.startswith(f"installed from {tmp_path / 'smooth-encoders'}; torch ")
-    assert "device " in said
-    assert Path(where).is_relative_to(tmp_path / "smooth-encoders")
+    jupytext.write(chapter, one_chapter / "src" / "slow.py", fmt="py:percent")
+    monkeypatch.setattr(execute, "CELL_TIMEOUT", {"tiny": 1, "small": 60})
+    (one_chapter / "setup_cell.py").write_text('REPOSITORY = ""\nBRANCH = "main"')
+    monkeypatch.setenv("SE_PROFILE", "tiny")
+    with pytest.raises(CellTimeoutError):
+        execute.execute("slow")
+    assert not (one_chapter / "notebooks" / "slow.ipynb").exists()
+    monkeypatch.setenv("SE_PROFILE", "small")
+    execute.execute("slow")
+    assert (one_chapter / "notebooks" / "slow.ipynb").exists()
