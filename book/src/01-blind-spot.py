@@ -7,6 +7,62 @@ encoder may do anything it likes between two data points, and the objective cann
 work, on an encoder small enough to draw.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import math
 from pathlib import Path
@@ -102,7 +158,7 @@ def draw(axes, encoder: Encoder, style: dict) -> None:
     axes.set(xlabel="observation $x$", ylim=(-5.2, 5.2))
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "blind-spot", "caption": "Two encoders after the same training. The line is the mean of $q(Z \\mid x)$, the band two standard deviations to either side, the black points are the data. Both place the data alike, and between them each does something else."}, "image": {"alt": "Two panels with the mean and two standard deviations of q(Z|x) against x. Both curves pass through the same seven points and oscillate wildly, and differently, between them."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two encoders after the same training. The line is the mean of $q(Z \\mid x)$, the band two standard deviations to either side, the black points are the data. Both place the data alike, and between them each does something else.", "name": "blind-spot"}, "image": {"alt": "Two panels with the mean and two standard deviations of q(Z|x) against x. Both curves pass through the same seven points and oscillate wildly, and differently, between them."}}
 vaes = [train("vae", seed) for seed in (1, 2)]
 figure, panels = plt.subplots(1, 2, sharey=True, layout="constrained")
 titles = ("first initialisation", "second initialisation")
@@ -208,7 +264,7 @@ The data points are 0.14 apart, so 0.07 is half their spacing: between them the 
 initialisations are those from above.
 """
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "blind-spot-mended", "caption": "The same two initialisations, trained as smooth encoders. Between the data the curves now have a reason to be calm."}, "image": {"alt": "The same two panels for smooth encoders: both curves now rise gently through the seven points, and look alike."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same two initialisations, trained as smooth encoders. Between the data the curves now have a reason to be calm.", "name": "blind-spot-mended"}, "image": {"alt": "The same two panels for smooth encoders: both curves now rise gently through the seven points, and look alike."}}
 smooth = [train("se", seed) for seed in (1, 2)]
 figure, panels = plt.subplots(1, 2, sharey=True, layout="constrained")
 for axes, encoder, title in zip(panels, smooth, titles, strict=True):
@@ -216,7 +272,6 @@ for axes, encoder, title in zip(panels, smooth, titles, strict=True):
     axes.set_title(title, loc="left")
 panels[0].set_ylabel(r"latent: mean $\pm\, 2\sigma$")
 plt.show()
-
 
 # %% [markdown]
 r"""

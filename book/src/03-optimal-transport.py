@@ -6,6 +6,62 @@ Move one heap of sand onto another at the least cost. Between two Gaussians the 
 has a closed form. Both are derived here, and then confronted with a linear program that knows nothing of Gaussians.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +81,7 @@ torch.set_default_dtype(torch.float64)
 a = FullGaussian.from_covariance(torch.tensor([-1.5, 0.0]), torch.tensor([[1.0, 0.6], [0.6, 0.5]]))
 b = FullGaussian.from_covariance(torch.tensor([1.5, 0.3]), torch.tensor([[0.3, -0.2], [-0.2, 1.2]]))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "monge-map", "caption": "A hundred and twenty draws from a Gaussian, each joined to the place where the optimal map sends it. The images are draws from the other Gaussian, and no exchange of partners would make the lines shorter."}, "image": {"alt": "Two clouds of points, one elongated upwards to the right, the other nearly vertical; thin grey lines connect each point to its image under the optimal map."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "A hundred and twenty draws from a Gaussian, each joined to the place where the optimal map sends it. The images are draws from the other Gaussian, and no exchange of partners would make the lines shorter.", "name": "monge-map"}, "image": {"alt": "Two clouds of points, one elongated upwards to the right, the other nearly vertical; thin grey lines connect each point to its image under the optimal map."}}
 generator = torch.Generator().manual_seed(3)
 z_a = a.mean + torch.randn(120, 2, generator=generator) @ a.scale.mT
 z_b = monge_map(a, b)(z_a)

