@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.func import grad_and_value
 
 from se_core._borrowing import left_unchanged, without_writing_buffers
 from se_core._compilation import compiled as compile_once
 from se_core.errors import InvalidTypeError, InvalidValueError
-from se_core.gaussians import Gaussian, as_gaussian
+from se_core.gaussians import Gaussian, GaussianLike, as_gaussian
 from se_core.memory import Remembered, check_memory
 from se_core.networks import VAE
 from se_core.objectives import check_images
@@ -120,12 +119,12 @@ def pgd(
 
 
 def fictive_sample(
-    encoder: Callable[[Tensor], Gaussian | Distribution],
+    encoder: Callable[[Tensor], GaussianLike],
     x: Tensor,
     radius: float,
     steps: int,
     divergence: Divergence = w2_squared,
-    q_x: Gaussian | Distribution | None = None,
+    q_x: GaussianLike | None = None,
     step_size: float | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     attack_dtype: torch.dtype | None = None,
@@ -281,7 +280,7 @@ def _checked_images(x: Tensor, attack: Attack) -> Tensor:
     return x.detach().clone() if x.is_inference() else x.detach()
 
 
-def _constant(q: Gaussian | Distribution) -> Gaussian:
+def _constant(q: GaussianLike) -> Gaussian:
     q = as_gaussian(q)
     return type(q)(*(p.detach().clone() if p.is_inference() else p.detach() for p in q))
 

@@ -92,9 +92,10 @@ class DiagonalGaussian(NamedTuple):
 
 
 Gaussian = DiagonalGaussian | FullGaussian
+GaussianLike = Gaussian | Distribution  # what `as_gaussian` reads
 
 
-def as_gaussian(distribution: Gaussian | Distribution) -> Gaussian:
+def as_gaussian(distribution: GaussianLike) -> Gaussian:
     """Read a `torch.distributions` object as one of our two families; ours are checked, their batches broadcast.
 
     `Independent(Normal(...), n)`, nested or not, and `Normal` become a `DiagonalGaussian`; `MultivariateNormal` and
@@ -140,7 +141,7 @@ def _remedy(distribution: object) -> str:
     )
 
 
-def matched(a: Gaussian | Distribution, b: Gaussian | Distribution) -> tuple[Gaussian, Gaussian]:
+def matched(a: GaussianLike, b: GaussianLike) -> tuple[Gaussian, Gaussian]:
     """Both distributions, read by `as_gaussian` and checked to fit together.
 
     Raises:
@@ -177,7 +178,7 @@ def batch_shape(*distributions: Gaussian) -> torch.Size:
         raise InvalidValueError(message) from error
 
 
-def entropy(q: Gaussian | Distribution) -> Tensor:
+def entropy(q: GaussianLike) -> Tensor:
     """Differential entropy in nats, shape (...,); -inf where the covariance is singular.
 
     It is the marginal entropy in eq. 15 of the paper.
@@ -201,7 +202,7 @@ class KLTerms(NamedTuple):
     mean: Tensor
 
 
-def kl_terms(a: Gaussian | Distribution, b: Gaussian | Distribution) -> KLTerms:
+def kl_terms(a: GaussianLike, b: GaussianLike) -> KLTerms:
     """KL(a || b) split into its scale-invariant part and its Mahalanobis part, eq. 8.
 
     The first is +inf where either covariance is singular (the supports of two singular Gaussians are not compared), the
@@ -215,7 +216,7 @@ def kl_terms(a: Gaussian | Distribution, b: Gaussian | Distribution) -> KLTerms:
     return _full_kl_terms(a.full(), b.full())
 
 
-def kl_divergence(a: Gaussian | Distribution, b: Gaussian | Distribution) -> Tensor:
+def kl_divergence(a: GaussianLike, b: GaussianLike) -> Tensor:
     """Kullback-Leibler divergence KL(a || b) in nats, shape (...,), eq. 8."""
     terms = kl_terms(a, b)
     return terms.covariance + terms.mean

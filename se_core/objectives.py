@@ -22,16 +22,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from se_core.errors import InvalidTypeError, InvalidValueError
-from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, as_gaussian, batch_shape, kl_divergence
+from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian, GaussianLike, as_gaussian, kl_divergence
 from se_core.paired_prior import paired_correlation as paired_correlation
 from se_core.paired_prior import paired_terms
 from se_core.transport import transport_terms
 
 Decoder = Callable[[Tensor], Tensor]
-Encoder = Callable[[Tensor], Gaussian | Distribution]
+Encoder = Callable[[Tensor], GaussianLike]
 Prior = Literal["independent", "paired"]
 
 
@@ -57,7 +56,7 @@ class ElboTerms(NamedTuple):
 
 
 def reparameterised_sample(
-    q: Gaussian, generator: torch.Generator | None = None, noise: Tensor | None = None
+    q: GaussianLike, generator: torch.Generator | None = None, noise: Tensor | None = None
 ) -> Tensor:
     """z = mean + scale noise, (..., D); differentiable in both (Kingma and Welling, 2013). noise: as drawn before."""
     q = as_gaussian(q)
@@ -86,7 +85,7 @@ def gaussian_log_likelihood(x: Tensor, mean: Tensor, noise_variance: float | Ten
 
 def elbo(
     x: Tensor,
-    q: Gaussian | Distribution,
+    q: GaussianLike,
     decoder: Decoder,
     noise_variance: float | Tensor,
     generator: torch.Generator | None = None,
@@ -109,8 +108,8 @@ def elbo(
 
 def se_elbo(
     x: Tensor,
-    q_a: Gaussian | Distribution,
-    q_b: Gaussian | Distribution,
+    q_a: GaussianLike,
+    q_b: GaussianLike,
     decoder: Decoder,
     noise_variance: float | Tensor,
     gamma: float | Tensor,
@@ -149,7 +148,7 @@ def se_elbo(
 
 def autoencoding_elbo(
     x: Tensor,
-    q: Gaussian | Distribution,
+    q: GaussianLike,
     encoder: Encoder,
     decoder: Decoder,
     noise_variance: float | Tensor,
@@ -182,7 +181,7 @@ def autoencoding_elbo(
 
 def _elbo_and_its_draw(
     x: Tensor,
-    q: Gaussian | Distribution,
+    q: GaussianLike,
     decoder: Decoder,
     noise_variance: float | Tensor,
     generator: torch.Generator | None,
@@ -227,12 +226,13 @@ def check_images(x: Tensor) -> None:
         )
 
 
-def _one_for_each_image(name: str, q: Gaussian | Distribution, x: Tensor) -> Gaussian:
+def _one_for_each_image(name: str, q: GaussianLike, x: Tensor) -> Gaussian:
     gaussian = as_gaussian(q)
-    if batch_shape(gaussian) != x.shape[:1]:
+    batch = gaussian.mean.shape[:-1]
+    if batch != x.shape[:1]:
         raise InvalidValueError(
             f"{name} must be one Gaussian for each of the {len(x)} images, batch shape ({len(x)},), got "
-            f"{tuple(batch_shape(gaussian))} and D = {gaussian.mean.shape[-1]}; encode the same batch, flatten latents "
+            f"{tuple(batch)} and D = {gaussian.mean.shape[-1]}; encode the same batch, flatten latents "
             "into one dimension, and wrap a bare Normal in Independent(normal, 1)"
         )
     return q if isinstance(q, DiagonalGaussian | FullGaussian) else gaussian

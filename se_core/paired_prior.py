@@ -23,12 +23,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from se_core.gaussians import (
     DiagonalGaussian,
     FullGaussian,
     Gaussian,
+    GaussianLike,
     KLTerms,
     full_precision,
     kl_terms,
@@ -50,7 +50,7 @@ def paired_correlation(gamma: Strength) -> Strength:
     return 2 * gamma / (1 + math.hypot(1, 2 * gamma))
 
 
-def paired_terms(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> KLTerms:
+def paired_terms(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> KLTerms:
     """E_Q KL(Q(z_b|Z_a) || N(rho Z_a, (1 - rho^2) I)) under the optimal plan, in nats, in the two parts of eq. 8.
 
     Shapes and errors are those of `transport_terms`. With Psi = L_a R L_b^T and Z_a = mu_a + L_a e,

@@ -39,7 +39,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from se_core import _full_transport, _sinkhorn
 from se_core.errors import InvalidTypeError, InvalidValueError
@@ -47,6 +46,7 @@ from se_core.gaussians import (
     DiagonalGaussian,
     FullGaussian,
     Gaussian,
+    GaussianLike,
     batch_shape,
     entropy,
     finite,
@@ -56,7 +56,7 @@ from se_core.gaussians import (
 )
 
 
-def w2_squared(a: Gaussian | Distribution, b: Gaussian | Distribution) -> Tensor:
+def w2_squared(a: GaussianLike, b: GaussianLike) -> Tensor:
     """Squared 2-Wasserstein distance W_2^2(a, b), shape (...,), eq. 12."""
     a, b = matched(a, b)
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
@@ -64,7 +64,7 @@ def w2_squared(a: Gaussian | Distribution, b: Gaussian | Distribution) -> Tensor
     return _squared_distance(a, b) + _full_transport.distance(a.full(), b.full())
 
 
-def entropic_w2_squared(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
+def entropic_w2_squared(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> Tensor:
     """W^2_{2,gamma} = E ||z_a - z_b||^2 under the plan that is optimal at coupling gamma, shape (...,), eq. 19.
 
     It falls from the cost of independence at gamma = 0 to W_2^2 as gamma grows. It is not a distance: at equal
@@ -73,7 +73,7 @@ def entropic_w2_squared(a: Gaussian | Distribution, b: Gaussian | Distribution, 
     return _terms(*_checked(a, b, gamma)).cost
 
 
-def mutual_information(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
+def mutual_information(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> Tensor:
     """Mutual information of z_a and z_b under the optimal plan at coupling gamma, in nats, shape (...,).
 
     It is H(Q_a) + H(Q_b) - H(Q), with H(Q) of eq. 15.
@@ -93,12 +93,12 @@ class TransportTerms(NamedTuple):
     information: Tensor
 
 
-def transport_terms(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> TransportTerms:
+def transport_terms(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> TransportTerms:
     """`entropic_w2_squared` and `mutual_information` at the price of one."""
     return _terms(*_checked(a, b, gamma))
 
 
-def entropic_cost(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
+def entropic_cost(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> Tensor:
     """WD_{2,gamma} = gamma/2 E ||z_a - z_b||^2 - H(Q) under the optimal plan, in nats, shape (...,), eqs. 20-21.
 
     The last two terms of the SE-ELBO (section 6), negated. It can be negative, and it is +inf where a covariance is
@@ -109,7 +109,7 @@ def entropic_cost(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma:
     return gamma / 2 * terms.cost + terms.information - entropy(a) - entropy(b)
 
 
-def sinkhorn_divergence(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Tensor:
+def sinkhorn_divergence(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> Tensor:
     """Debiased entropic transport, OT(a, b) - OT(a, a)/2 - OT(b, b)/2, shape (...,), zero if and only if a equals b.
 
     Here OT = W^2_{2,gamma} + (2/gamma) I is the entropic cost in the units of the squared latent (Feydy et al., 2019,
@@ -141,7 +141,7 @@ class AffineMap(NamedTuple):
             return self.target + (self.matrix @ (z - self.source)[..., None]).squeeze(-1)
 
 
-def monge_map(a: Gaussian | Distribution, b: Gaussian | Distribution) -> AffineMap:
+def monge_map(a: GaussianLike, b: GaussianLike) -> AffineMap:
     """The optimal map that carries a to b; its matrix is symmetric positive semi-definite.
 
     The paper prints, below eq. 11, the map from b to a, which is `monge_map(b, a)`.
@@ -204,7 +204,7 @@ class Coupling(NamedTuple):
         return FullGaussian(mean, torch.cat([torch.cat(row, -1) for row in blocks], -2))
 
 
-def coupling(a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor) -> Coupling:
+def coupling(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> Coupling:
     """The optimal plan between a and b at coupling gamma: its cross-covariance, its correlations, its joint."""
     a, b, gamma = _checked(a, b, gamma)
     if isinstance(a, DiagonalGaussian) and isinstance(b, DiagonalGaussian):
@@ -231,9 +231,7 @@ def _squared_distance(a: Gaussian, b: Gaussian) -> Tensor:
     return (a.mean - b.mean).square().sum(-1)
 
 
-def _checked(
-    a: Gaussian | Distribution, b: Gaussian | Distribution, gamma: float | Tensor
-) -> tuple[Gaussian, Gaussian, Tensor]:
+def _checked(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> tuple[Gaussian, Gaussian, Tensor]:
     """a and b as they fit together, and gamma as a tensor, finite and non-negative in their dtype.
 
     The values of a tensor gamma are read once, and never inside a compiled graph.

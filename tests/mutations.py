@@ -361,7 +361,7 @@ OBJECTIVES = planted(
     ("squares.shape[-1] * log(", "log("),
     ("-0.5 * by_group.sum(-1)", "-by_group.sum(-1)"),
     ("log: Any = torch.log if", "log: Any = (lambda v: v.detach().log()) if"),
-    ("if batch_shape(gaussian) != x.shape[:1]:", "if len(batch_shape(gaussian)) != 1:"),
+    ("if batch != x.shape[:1]:", "if len(batch) != 1:"),
     ("gamma.shape not in ((), (len(x),))", "gamma.ndim > 1"),
     ("kl_fictive=kl_divergence(q_b, _s", "kl_fictive=kl_divergence(q_a, _s"),
     ("transport=0.5 * gamma *", "transport=gamma *"),
