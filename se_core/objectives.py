@@ -97,7 +97,8 @@ def elbo(
     x: (B, ...) in [0, 1]; q: q(Z | x), a batch of B Gaussians, mean (B, latent_dim), or distributions of torch that
     `as_gaussian` reads; decoder: z (B, latent_dim) -> mean image, the shape of x; noise_variance: v > 0, one number or
     one a channel, which may be learned. Only the likelihood is sampled (one draw, from `generator` or, under
-    `torch.compile`, to which generators are opaque, by `noise` (B, latent_dim)), the KL is exact.
+    `torch.compile`, to which generators are opaque, by `noise` (B, latent_dim)), the KL is exact. Where x and q differ
+    in dtype, as under autocast, the KL has that of q, and the likelihood what torch promotes x and the image to.
 
     Raises InvalidTypeError for an x that is not floating and a q that is no Gaussian; InvalidValueError for a v that is
     not positive (of a tensor, the values are looked at on the CPU only) or has another shape, a q that is not one

@@ -267,6 +267,25 @@ def test_images_are_floating(x: object) -> None:
         elbo(x, Q_A, decoder, V)
 
 
+def test_images_and_posteriors_of_two_dtypes_keep_the_digits_of_each() -> None:
+    """Images in float64 with an encoder in float32 lose no digit of the likelihood, and the other way round."""
+    single = [DiagonalGaussian(*(parameter.float() for parameter in q)) for q in (Q_A, Q_B)]
+    same = [DiagonalGaussian(*(parameter.double() for parameter in q)) for q in single]
+    noise = torch.randn(Q_A.mean.shape, generator=_generator())
+
+    def decode(z: Tensor) -> Tensor:
+        return decoder(z.double()).to(z.dtype)
+
+    terms = se_elbo(X, *single, decode, V, 2.0, noise=noise)
+    assert terms.log_likelihood.dtype == terms.value.dtype == torch.float64
+    assert all(term.dtype == torch.float32 for term in terms[1:])
+    mean = decode(reparameterised_sample(single[0], noise=noise))
+    expected = Independent(Normal(mean.double(), math.sqrt(V)), 3).log_prob(X)
+    torch.testing.assert_close(terms.log_likelihood, expected, rtol=1e-13, atol=1e-13)
+    expected = se_elbo(X, *same, decode, V, 2.0, noise=noise.double()).value
+    torch.testing.assert_close(terms.value, expected, rtol=2e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("q", [(Q_A.mean, Q_A.log_var), Q_A.mean, None])
 def test_a_posterior_is_a_gaussian(q: object) -> None:
     with pytest.raises(TypeError, match="expected a DiagonalGaussian"):
