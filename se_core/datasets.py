@@ -10,7 +10,7 @@ the full training set never exist at once. Images of one's own are in `se_core.f
 import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -21,9 +21,23 @@ from se_core._mnist import fetch, record_of
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.folders import FolderImages, load_folder
 
-__all__ = ["COLOURS", "DATASETS", "RGB", "DataError", "DigitImages", "FolderImages", "Images", "fetch", "load"]
+__all__ = [
+    "COLOURS",
+    "RGB",
+    "Colouring",
+    "DataError",
+    "DatasetName",
+    "DigitImages",
+    "FolderImages",
+    "Images",
+    "Split",
+    "fetch",
+    "load",
+]
 
-DATASETS = ("mnist", "colour-mnist", "images")
+DatasetName = Literal["mnist", "colour-mnist", "images"]
+Split = Literal["train", "validation", "test"]
+Colouring = Literal["random", "all"]
 
 COLOURS = ("red", "green", "yellow", "blue", "magenta", "cyan", "white")
 
@@ -143,31 +157,31 @@ Images = DigitImages | FolderImages
 @overload
 def load(
     dataset: Literal["mnist", "colour-mnist"],
-    split: str,
+    split: Literal["train", "test"],
     source: str | Path = "bundled",
-    colouring: str = "random",
+    colouring: Colouring = "random",
     seed: int = 0,
 ) -> DigitImages: ...
 @overload
 def load(
-    dataset: Literal["images"], split: str, source: str | Path, *, image_size: int = 0, skip_damaged: bool = False
+    dataset: Literal["images"], split: Split, source: str | Path, *, image_size: int = 0, skip_damaged: bool = False
 ) -> FolderImages: ...
 @overload
 def load(
-    dataset: str,
-    split: str,
+    dataset: DatasetName,
+    split: Split,
     source: str | Path = "bundled",
-    colouring: str = "random",
+    colouring: Colouring = "random",
     seed: int = 0,
     image_size: int = 0,
     skip_damaged: bool = False,
 ) -> Images: ...
 @torch.inference_mode(False)
 def load(
-    dataset: str,
-    split: str,
+    dataset: DatasetName,
+    split: Split,
     source: str | Path = "bundled",
-    colouring: str = "random",
+    colouring: Colouring = "random",
     seed: int = 0,
     image_size: int = 0,
     skip_damaged: bool = False,
@@ -203,9 +217,9 @@ def load(
             images: one is damaged, unsuitable or of another size; the folder is laid out otherwise, holds too few for
             its splits, or more than fit into memory.
     """
-    _check_choice("dataset", dataset, DATASETS)
+    _check_choice("dataset", dataset, get_args(DatasetName))
     if dataset == "images":
-        _check_choice("split", split, ("train", "validation", "test"))
+        _check_choice("split", split, get_args(Split))
         if not image_size >= 0:
             raise InvalidValueError(f"image_size={image_size} must be at least 1, or 0 for images as they are")
         if source == "bundled":
@@ -214,7 +228,7 @@ def load(
     if image_size or skip_damaged:
         raise InvalidValueError(f"image_size and skip_damaged are of 'images'; leave them for {dataset!r}")
     _check_choice("split", split, ("train", "test"))
-    _check_choice("colouring", colouring, ("random", "all"))
+    _check_choice("colouring", colouring, get_args(Colouring))
     seed = _checked_seed(seed)
     pixels, digits, sha256 = _read(source, split)
     rows = torch.arange(len(digits), device="cpu")

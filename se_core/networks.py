@@ -6,7 +6,7 @@ Images have shape (B, C, S, S) with pixels in [0, 1], S = 28 unless asked for ot
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ from se_core._batch_last import Layers
 from se_core.errors import InvalidValueError
 from se_core.gaussians import DiagonalGaussian, FullGaussian, Gaussian
 
-ARCHITECTURES = ("mlp", "conv")
-COVARIANCES = ("diagonal", "full")
-SCALES = ("free", "pinned")
-INITIALISATIONS = ("variance-preserving", "pytorch")
+Architecture = Literal["mlp", "conv"]
+Covariance = Literal["diagonal", "full"]
+Scale = Literal["free", "pinned"]
+Initialisation = Literal["variance-preserving", "pytorch"]
 
 # An encoder that begins sure of itself lets the decoder see a signal before the KL term puts the latents to sleep.
 INITIAL_LOG_VAR = -4.0
@@ -243,20 +243,20 @@ class VAE(nn.Module):
         return self.decode(self.encode(x).mean)
 
 
-def _head(layers: nn.Sequential, latent_dim: int, covariance: str, scale: str) -> nn.Module:
+def _head(layers: nn.Sequential, latent_dim: int, covariance: Covariance, scale: Scale) -> nn.Module:
     if covariance == "full":
         return FullEncoder(layers, latent_dim)
     return PinnedEncoder(layers, latent_dim) if scale == "pinned" else Encoder(layers)
 
 
 def build_vae(
-    architecture: str,
+    architecture: Architecture,
     channels: int,
     latent_dim: int,
-    covariance: str = "diagonal",
-    initialisation: str = "variance-preserving",
+    covariance: Covariance = "diagonal",
+    initialisation: Initialisation = "variance-preserving",
     seed: int = 0,
-    scale: str = "free",
+    scale: Scale = "free",
     image_size: int = SIDE,
 ) -> VAE:
     """The encoder and decoder of section 7, float32 on the CPU, initialised from `seed` alone.
@@ -270,13 +270,13 @@ def build_vae(
     one channel, latent or pixel, and for a size that "conv" cannot halve twice.
     """
     for name, value, choices in (
-        ("architecture", architecture, ARCHITECTURES),
-        ("covariance", covariance, COVARIANCES),
-        ("initialisation", initialisation, INITIALISATIONS),
-        ("scale", scale, SCALES),
+        ("architecture", architecture, Architecture),
+        ("covariance", covariance, Covariance),
+        ("initialisation", initialisation, Initialisation),
+        ("scale", scale, Scale),
     ):
-        if value not in choices:
-            raise InvalidValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+        if value not in get_args(choices):
+            raise InvalidValueError(f"{name}={value!r} is unknown; choose one of {', '.join(get_args(choices))}")
     for name, count in (("channels", channels), ("latent_dim", latent_dim), ("image_size", image_size)):
         if not count >= 1:
             raise InvalidValueError(f"{name}={count} must be at least 1")

@@ -19,7 +19,16 @@ from se_core.lab.comparison import compare, comparison_table
 from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import evaluate, evaluate_pretrained
 from se_core.lab.executors import LocalProcesses, configure_process
-from se_core.lab.experiments import PANEL_LETTERS, PROFILES, examples, figure1_runs, reproduce, row, summary
+from se_core.lab.experiments import (
+    PANEL_LETTERS,
+    PROFILES,
+    ProfileName,
+    examples,
+    figure1_runs,
+    reproduce,
+    row,
+    summary,
+)
 from se_core.lab.figures import draw
 from se_core.lab.storage import read_json
 from se_core.lab.tables import accuracy_table
@@ -150,7 +159,7 @@ def _compare(folders: list[Path], config: EvaluationConfig, out: Path, device: s
     print("\n" + "  ".join(str(path) for path in (*sorted(out.glob("*.png")), out / "results.json")))
 
 
-def _reproduce(profile: str, out: Path, execute: LocalProcesses, overrides: dict[str, Any]) -> None:
+def _reproduce(profile: ProfileName, out: Path, execute: LocalProcesses, overrides: dict[str, Any]) -> None:
     results = reproduce(profile, out, execute, **overrides)
     draw(results, examples(results, out), out)
     print(accuracy_table(results["records"]))

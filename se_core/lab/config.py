@@ -6,29 +6,16 @@ import math
 import re
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin
 
 import torch
 
 from se_core.attacks import Attack
-from se_core.datasets import DATASETS
+from se_core.datasets import Colouring, DatasetName
 from se_core.errors import InvalidTypeError, InvalidValueError
-from se_core.networks import ARCHITECTURES, COVARIANCES, INITIALISATIONS, SCALES
+from se_core.networks import Architecture, Covariance, Initialisation, Scale
+from se_core.objectives import Prior
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset": DATASETS,
-    "colouring": ("random", "all"),
-    "architecture": ARCHITECTURES,
-    "covariance": COVARIANCES,
-    "initialisation": INITIALISATIONS,
-    "method": ("vae", "se", "avae", "classifier"),
-    "prior": ("independent", "paired"),
-    "divergence": ("w2_squared", "entropic_cost"),
-    "optimiser": ("adam", "sgd"),
-    "attack_dtype": ("float32", "bfloat16"),
-    "scale": SCALES,
-    "schedule": ("constant", "cosine"),
-}
 _YOUNGER = {"image_size": 0, "skip_damaged": False}  # than runs that must keep their names: no part of them if unset
 
 
@@ -70,42 +57,37 @@ class RunConfig:
     Raises InvalidTypeError and InvalidValueError, which name the field, its value, and the choices.
     """
 
-    dataset: str = "mnist"
+    dataset: DatasetName = "mnist"
     source: str = "bundled"
-    colouring: str = "random"
-    architecture: str = "mlp"
+    colouring: Colouring = "random"
+    architecture: Architecture = "mlp"
     latent_dim: int = 64
-    covariance: str = "diagonal"
-    initialisation: str = "variance-preserving"
-    method: str = "se"
+    covariance: Covariance = "diagonal"
+    initialisation: Initialisation = "variance-preserving"
+    method: Literal["vae", "se", "avae", "classifier"] = "se"
     gamma: float = 1.0
     radius: float = 0.2
     attack_steps: int = 20
-    divergence: str = "w2_squared"
+    divergence: Literal["w2_squared", "entropic_cost"] = "w2_squared"
     noise_variance: float = 0.1
     iterations: int = 10_000
     batch_size: int = 64
-    optimiser: str = "adam"
+    optimiser: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-3
     seed: int = 0
     device: str = "cpu"
-    attack_dtype: str = "float32"
+    attack_dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
-    scale: str = "free"
+    scale: Scale = "free"
     memory: bool = False
-    schedule: str = "constant"
-    prior: str = "independent"
+    schedule: Literal["constant", "cosine"] = "constant"
+    prior: Prior = "independent"
     beta: float = 1.0
     image_size: int = 0
     skip_damaged: bool = False
 
     def __post_init__(self) -> None:
         _declare_types(self)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InvalidValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}"
-                )
         at_least = {"latent_dim": 1, "attack_steps": 0, "iterations": 1, "batch_size": 1, "image_size": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -219,7 +201,7 @@ class EvaluationConfig:
     restarts: int = 1
     test_images: int = 1000
     l2: float = 1e-3
-    split: str = "test"
+    split: Literal["test", "validation"] = "test"
     along_the_way: bool = False
 
     def __post_init__(self) -> None:
@@ -229,8 +211,6 @@ class EvaluationConfig:
             raise InvalidValueError(f"radii={self.radii} must be nonnegative, ascending and distinct")
         for radius in self.radii:
             self.attack(radius)
-        if self.split not in ("validation", "test"):
-            raise InvalidValueError(f"split={self.split!r} is unknown; choose validation or test")
         if not self.l2 >= 0:
             raise InvalidValueError(f"l2={self.l2} must be at least 0")
         if self.test_images < 0 or self.test_images == 1:
@@ -273,14 +253,18 @@ def digest(config: Any) -> str:
 def _declare_types(config: Any) -> None:
     """Give each field of a frozen dataclass the plain type it declares, so that equal configurations are one.
 
-    Raises InvalidTypeError for a value that is not of that type already, up to the kinds of number.
+    Raises InvalidTypeError for a value that is not of that type already, up to the kinds of number; InvalidValueError
+    for one that is not among the choices that a field declares.
     """
     for field in fields(config):
-        value, kind = getattr(config, field.name), cast(type, field.type)
+        value, choices = getattr(config, field.name), get_args(field.type) if get_origin(field.type) is Literal else ()
+        kind = str if choices else cast(type, field.type)
         accepted: Any = {int: Integral, float: Real, bool: bool, str: str}.get(kind, object)
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise InvalidTypeError(
                 f"{field.name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}"
             )
+        if choices and value not in choices:
+            raise InvalidValueError(f"{field.name}={value!r} is unknown; choose one of {', '.join(choices)}")
         if kind in (int, float):
             object.__setattr__(config, field.name, kind(value))

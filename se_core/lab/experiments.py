@@ -11,10 +11,11 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from se_core.datasets import DatasetName
 from se_core.errors import InvalidValueError
 from se_core.lab.config import EvaluationConfig, RunConfig, usable_device
 from se_core.lab.evaluation import evaluate
@@ -22,7 +23,7 @@ from se_core.lab.milestones import judge_on_the_way
 from se_core.lab.runs import load_run, read
 from se_core.lab.storage import exclusive, provenance, read_json, write_json
 from se_core.lab.training import Interrupted, train
-from se_core.networks import VAE
+from se_core.networks import VAE, Architecture
 
 _BAR = "{desc} {percentage:5.1f} %|{bar}| {elapsed} elapsed, {remaining} to go, {postfix}"
 
@@ -32,8 +33,8 @@ class Panel:
     """One panel of Figure 1."""
 
     letter: str
-    dataset: str
-    architecture: str
+    dataset: DatasetName
+    architecture: Architecture
     task: str
 
     @property
@@ -85,7 +86,8 @@ class Profile:
     controls: bool = False  # on MNIST, in panels (c) and (d)
 
 
-PROFILES = {
+ProfileName = Literal["tiny", "small", "full", "paper"]
+PROFILES: dict[ProfileName, Profile] = {
     "tiny": Profile(
         seeds=(0, 1),
         latent_dims=(8,),
@@ -124,7 +126,7 @@ PROFILES = {
 
 
 def figure1_runs(
-    profile: str,
+    profile: ProfileName,
     panels: str = PANEL_LETTERS,
     seeds: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
@@ -150,7 +152,7 @@ def figure1_runs(
     if "scale" in overrides:
         raise InvalidValueError(f"scale={overrides['scale']!r} is what the methods of Figure 1 differ in; leave it")
 
-    def run(dataset: str, architecture: str, method: str, **fields: Any) -> RunConfig:
+    def run(dataset: DatasetName, architecture: Architecture, method: str, **fields: Any) -> RunConfig:
         changes = (METHODS | CONTROLS)[method]
         settings = size.run | (size.conv if architecture == "conv" else {}) | changes | overrides
         if dataset == "mnist":
@@ -249,7 +251,7 @@ def summary(evaluation: dict[str, Any]) -> str:
 
 
 def reproduce(
-    profile: str,
+    profile: ProfileName,
     out: Path,
     execute: Executor,
     panels: str = PANEL_LETTERS,

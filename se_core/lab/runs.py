@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se_core.datasets import DataError, Images, load
+from se_core.datasets import DataError, Images, Split, load
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.lab.config import RunConfig
 from se_core.lab.storage import (
@@ -184,13 +184,13 @@ def _made_for(folder: Path, config: RunConfig) -> tuple[tuple[int, int, int], in
         raise CheckpointError(f"{folder}/data.json is damaged: {error}; delete {folder} and train again") from error
 
 
-def images(config: RunConfig, split: str) -> Images:
+def images(config: RunConfig, split: Split) -> Images:
     """The images of a run, on its device: "train", "validation", which neither encoder nor probe is ever trained on, or
     "test". Of digits, the validation images are the last sixth of those for training. Raises DataError."""
     return read(config, split).to(config.device)
 
 
-def read(config: RunConfig, split: str) -> Images:
+def read(config: RunConfig, split: Split) -> Images:
     """`images`, on the CPU."""
     if config.dataset == "images":
         return load("images", split, config.source, image_size=config.image_size, skip_damaged=config.skip_damaged)

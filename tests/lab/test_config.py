@@ -2,12 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
 
+from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
 from se_core.lab.experiments import CONTROLS, METHODS
 from se_core.lab.training import train
@@ -87,6 +89,21 @@ def test_runs_that_were_published_keep_their_names() -> None:
     full, judged = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("figure1-full", "judges"))
     names = {RunConfig(**run).name for run in full["provenance"]["runs"]}
     assert {judgement["run"] for judgement in judged["judgements"]} <= names
+
+
+@pytest.mark.parametrize("config", [RunConfig, EvaluationConfig])
+def test_declared_choices_are_taken_and_others_refused(config: type) -> None:
+    """What a type checker, the help and an editor know is what is checked."""
+    declared = {f.name: get_args(f.type) for f in fields(config) if get_origin(f.type) is Literal}
+    assert declared
+    for name, choices in declared.items():
+        for choice in choices:
+            folder = {"source": "folder"} if choice == "images" else {}
+            assert getattr(config(**{name: choice}, **folder), name) == choice
+        with pytest.raises(InvalidValueError, match=f"{name}='none' is unknown; choose one of {', '.join(choices)}$"):
+            config(**{name: "none"})
+        with pytest.raises(InvalidTypeError, match=f"{name}=3 must be of type str, not int"):
+            config(**{name: 3})
 
 
 def test_equal_configurations_are_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Projected gradient ascent: exact optima on linear objectives, the ball, the trap at delta = 0, an independent PGD."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from se_core.attacks import fictive_sample, pgd
 from se_core.gaussians import DiagonalGaussian
 from se_core.losses import cross_entropy, margin
-from se_core.networks import ARCHITECTURES, build_vae
+from se_core.networks import Architecture, build_vae
 from se_core.transport import entropic_cost, w2_squared
 
 
@@ -28,7 +29,7 @@ def test_a_linear_objective_is_maximised_exactly(radius: float, compiled: bool) 
     torch.testing.assert_close(x_adv, torch.clamp(X + radius * w.sign(), 0, 1), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 @pytest.mark.parametrize("radius", [0.01, 0.2, 0.9])
 def test_the_ball_and_the_bounds_hold(architecture: str, radius: float) -> None:
     encoder = build_vae(architecture, 1, 8).encoder
@@ -56,7 +57,7 @@ def test_at_the_image_itself_the_gradient_is_exactly_zero() -> None:
     assert torch.equal(x_prime.grad, torch.zeros_like(X))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_the_attack_beats_noise_and_more_steps_help(architecture: str) -> None:
     encoder = build_vae(architecture, 1, 8).encoder
 
@@ -208,7 +209,7 @@ def test_the_generator_decides() -> None:
     assert not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_the_compiled_attack_finds_what_the_eager_one_finds(architecture: str) -> None:
     encoder = build_vae(architecture, 1, 8).encoder
     values = []

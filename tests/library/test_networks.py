@@ -1,18 +1,19 @@
 """The networks of section 7: their sizes, ranges and initialisation."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from se_core.attacks import fictive_sample
-from se_core.networks import ARCHITECTURES, PinnedEncoder, build_vae
+from se_core.networks import Architecture, PinnedEncoder, build_vae
 
 IMAGES = {1: torch.rand(6, 1, 28, 28), 3: torch.rand(6, 3, 28, 28)}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("latent_dim", [32, 64, 128])
 def test_shapes_and_ranges(architecture: str, channels: int, latent_dim: int) -> None:
@@ -28,7 +29,7 @@ def test_shapes_and_ranges(architecture: str, channels: int, latent_dim: int) ->
 
 
 @pytest.mark.parametrize(
-    ("architecture", "size"), [*[(a, s) for a in ARCHITECTURES for s in (8, 28, 32, 64)], ("mlp", 5)]
+    ("architecture", "size"), [*[(a, s) for a in get_args(Architecture) for s in (8, 28, 32, 64)], ("mlp", 5)]
 )
 def test_networks_are_built_for_the_size_of_the_images(architecture: str, size: int) -> None:
     """And see all of them: each pixel moves the representation, and each is drawn."""
@@ -50,7 +51,7 @@ def test_sizes_that_no_network_is_built_for_are_refused() -> None:
         build_vae("mlp", 1, 4, image_size=0)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_full_covariances_are_square_roots_of_full_rank(architecture: str) -> None:
     """L is lower triangular with a positive diagonal, so L L^T is a covariance, with correlations worth the name."""
     q = build_vae(architecture, 3, 16, covariance="full").encode(IMAGES[3])
@@ -72,7 +73,7 @@ def test_the_mlp_has_four_layers_of_200_relu_units_each_way() -> None:
         assert [m.out_features for m in layers if isinstance(m, nn.Linear)][:-1] == [200] * 4
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_encoder_ignores_everything_but_its_own_image(architecture: str) -> None:
     """No batch statistics: the representation of an image does not depend on its neighbours."""
     vae = build_vae(architecture, 1, 32)
@@ -117,7 +118,7 @@ def test_pytorch_initialisation_is_kept_and_shrinks_the_signal() -> None:
     assert float(first.weight.detach().abs().max()) <= 1 / math.sqrt(784)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_latents_begin_awake(architecture: str) -> None:
     """Log-variances begin around -4: the decoder sees the means through noise of an eighth of the prior's scale."""
     for covariance in ("diagonal", "full"):
@@ -132,7 +133,7 @@ def test_latents_begin_awake(architecture: str) -> None:
     assert float(untouched.log_var.detach().mean()) == pytest.approx(0, abs=0.2)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_transposed_convolutions_preserve_variance_too(architecture: str) -> None:
     z = torch.randn(200, 64)
     moments = [_second_moments(build_vae(architecture, 3, 64, seed=s).decoder.layers, z)[-1] for s in range(8)]
@@ -171,7 +172,7 @@ def test_unknown_names_are_refused_with_the_choices(arguments: tuple, named: str
         build_vae(*arguments)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_the_networks_do_not_depend_on_global_defaults(architecture: str) -> None:
     expected = build_vae(architecture, 1, 8, seed=3).state_dict()
     try:
@@ -204,7 +205,7 @@ def test_sizes_are_at_least_one(arguments: tuple, named: str) -> None:
 # --- the pinned scale -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_pinned_means_have_the_scale_of_the_prior_and_log_variances_are_free(architecture: str) -> None:
     x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     vae, free = build_vae(architecture, 1, 8, scale="pinned"), build_vae(architecture, 1, 8)
