@@ -68,6 +68,7 @@ def main() -> None:
     configure_process()
     evaluation = PROFILES[arguments.profile].evaluation
     runs = {(r.dataset, r.architecture): r for r in reversed(figure1_runs(arguments.profile))}
+    print(f"{'accuracy in % at radius':40s}" + " ".join(f"{radius:4g}" for radius in evaluation.radii), flush=True)
     rows = [
         row
         for p in PANELS

@@ -25,7 +25,7 @@ from se_core.lab.storage import exclusive, provenance, read_json, write_json
 from se_core.lab.training import Interrupted, train
 from se_core.networks import VAE, Architecture
 
-_BAR = "{desc} {percentage:5.1f} %|{bar}| {elapsed} elapsed, {remaining} to go, {postfix}"
+_BAR = "{desc} {percentage:5.1f} %|{bar}| {elapsed} elapsed, {remaining} to go{postfix}"  # tqdm puts the comma
 
 
 @dataclass(frozen=True)
@@ -233,13 +233,13 @@ def _cost(config: RunConfig) -> float:
 
 
 def row(records: list[dict[str, Any]]) -> str:
-    """One line for the records of one run: which, and for each task its accuracies in per cent, radius by radius."""
+    """One line for the records of one run: which, and for each task accuracies in per cent after their radii."""
     curves = "; ".join(
-        f"{task} " + " ".join(f"{100 * r['accuracy']:.0f}" for r in records if r["task"] == task)
+        f"{task} " + ", ".join(f"{r['radius']:g}: {100 * r['accuracy']:.0f}" for r in records if r["task"] == task)
         for task in dict.fromkeys(r["task"] for r in records)
     )
     run = "{dataset:12s} {architecture:4s} {method:18s} D_z {latent_dim:3d} seed {seed}".format(**records[0])
-    return f"{run}   accuracy in %: {curves}"
+    return f"{run}   accuracy in % by radius: {curves}"
 
 
 def summary(evaluation: dict[str, Any]) -> str:

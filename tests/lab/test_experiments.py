@@ -1,16 +1,32 @@
 """Figure 1 end to end at its smallest size, through the command line, interrupted and not."""
 
+import re
+import sys
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tiny_runs import results_of
 
+from se_core.lab.config import EvaluationConfig, RunConfig
+from se_core.lab.evaluation import identity
 from se_core.lab.executors import LocalProcesses
-from se_core.lab.experiments import CONTROLS, PANELS, PROFILES, figure1_runs, reproduce
+from se_core.lab.experiments import (
+    CONTROLS,
+    PANELS,
+    PROFILES,
+    Event,
+    ProfileName,
+    figure1_runs,
+    reproduce,
+    row,
+    run_all,
+)
 from se_core.lab.figures import METHODS
 from se_core.lab.statistics import select
-from se_core.lab.storage import StorageError, exclusive
+from se_core.lab.storage import StorageError, exclusive, write_json
 
 FIELDS = {"dataset", "architecture", "task", "method", "seed", "latent_dim", "radius", "accuracy", "n"}
 
@@ -100,5 +116,38 @@ def test_what_the_methods_differ_in_is_not_for_every_run() -> None:
 
 
 def test_an_unknown_profile_names_the_choices() -> None:
+    assert get_args(ProfileName) == tuple(PROFILES)
     with pytest.raises(ValueError, match="profile='large' is unknown; choose one of tiny, small, full, paper"):
         figure1_runs("large")
+
+
+def test_accuracies_name_their_radii(tiny_config: Callable[..., RunConfig]) -> None:
+    curves = {"colour": {0.0: 0.996, 0.05: 0.5}, "digit": {0.0: 0.8, 0.05: 0.0}}
+    records = [
+        identity(tiny_config(dataset="colour-mnist", seed=3)) | {"task": task, "radius": radius, "accuracy": accuracy}
+        for task, curve in curves.items()
+        for radius, accuracy in curve.items()
+    ]
+    line = row(records)
+    assert line.split("  accuracy in % by radius: ")[1] == "colour 0: 100, 0.05: 50; digit 0: 80, 0.05: 0"
+    assert line.startswith("colour-mnist mlp  se                 D_z   4 seed 3")
+
+
+def test_the_bar_of_a_terminal_says_what_is_done(
+    tiny_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    done = tmp_path / "evaluation.json"
+    write_json(done, {"records": [identity(tiny_config()) | {"task": "digit", "radius": 0.0, "accuracy": 0.5}]})
+
+    def execute(configs: Sequence[RunConfig], evaluation: EvaluationConfig, runs: Path) -> Generator[Event, None, None]:
+        for config in configs:
+            yield Event(config, config.iterations)
+            yield Event(config, evaluation=done)
+
+    run_all([tiny_config(), tiny_config(seed=1)], EvaluationConfig(), tmp_path, execute)
+    last = capsys.readouterr().err.rstrip("\n").split("\r")[-1]
+    assert re.fullmatch(r"runs 100\.0 %\|.*\| \d\d:\d\d elapsed, \d\d:\d\d to go, 2 of 2 done *", last)
