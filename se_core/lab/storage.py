@@ -6,7 +6,6 @@ safetensors as from any other format.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -20,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from se_core import __version__
 from se_core.errors import SmoothEncoderError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # how file systems say that they have none
 
 
 class CheckpointError(SmoothEncoderError):
@@ -46,12 +48,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some file systems cannot
-                os.fsync(folder)  # makes the rename itself durable
-        finally:
-            os.close(folder)
+        with suppress(OSError):  # Windows cannot, nor can some file systems
+            _flush_folder(path.parent)  # makes the rename itself durable
     except OSError as error:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
@@ -60,6 +58,14 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"cannot write {path}: {error.strerror}; what was there before is untouched; "
             f"{remedy} and run the same command again"
         ) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -107,25 +113,28 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     What a killed process left half written is removed.
     """
+    # No lock by a mere file where the system has none: that would outlive a process that is killed.
+    lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        lock.acquire()
+    except Timeout:
+        raise StorageError(f"another process is writing to {folder}; wait for it, or stop it first") from None
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise StorageError(
+                f"cannot lock {folder}: {error.strerror}, as on some network file systems; choose a folder on a local "
+                "disk, or have this file system mounted with locks (flock)"
+            ) from error
         raise StorageError(
             f"cannot write to {folder}: {error.strerror}; choose another output folder or change its permissions"
         ) from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"another process is writing to {folder}; wait for it, or stop it first") from None
-        except OSError as error:
-            raise StorageError(f"cannot lock {folder}: {error.strerror}; choose a folder on a local disk") from error
         for left_over in folder.glob(".*.tmp"):
             left_over.unlink(missing_ok=True)
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _lock(path: Path) -> str:

@@ -1,16 +1,27 @@
 """Files are whole or absent, every bit of a tensor file counts, and results say where they come from."""
 
+import errno
+import os
 import resource
 import signal
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from se_core.lab import storage
-from se_core.lab.storage import CheckpointError, StorageError, read_tensors, write_tensors
+from se_core.lab.storage import (
+    CheckpointError,
+    StorageError,
+    exclusive,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+)
 
 
 def test_every_single_bit_counts(tmp_path: Path) -> None:
@@ -66,3 +77,55 @@ def test_provenance_names_the_lock_and_what_departs_from_it(tmp_path: Path, monk
     lock.write_text(f"# pins\nnumpy=={numpy_}\nscipy==0.1\ntorch=={torch_}\n")
     named = f"constraints.txt, SHA-256 {subprocess.check_output(['sha256sum', lock], text=True).split()[0]}"
     assert storage.provenance()["lock"] == f"{named}, but scipy {version('scipy')}"
+
+
+def test_a_folder_is_one_process_s_at_a_time_however_that_ends(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, time
+from se_core.lab.storage import exclusive
+with exclusive(pathlib.Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        (tmp_path / ".half-written.tmp").touch()
+        with (
+            pytest.raises(StorageError, match="another process is writing to"),
+            exclusive(tmp_path),
+        ):
+            pass
+        assert (tmp_path / ".half-written.tmp").exists()  # it may be at it
+        holder.kill()
+    with exclusive(tmp_path):
+        assert not (tmp_path / ".half-written.tmp").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel answers on some network file systems; and nothing takes the place of the lock."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    message = (
+        f"cannot lock {tmp_path}: {os.strerror(code)}, as on some network file systems; choose a folder on a local"
+    )
+    with pytest.raises(StorageError, match=message), exclusive(tmp_path):
+        pass
+
+
+def test_a_system_that_opens_no_folders_writes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows, where a folder cannot be flushed."""
+    opened = os.open
+
+    def refuse_folders(path: object, *arguments: Any, **options: Any) -> int:
+        if Path(str(path)).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    write_atomically(tmp_path / "file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
