@@ -1,4 +1,8 @@
-"""Which images a batch is made of: what a data set accepts as an index."""
+"""Which images a batch is made of: what a data set accepts as an index, and what it gives a DataLoader."""
+
+import operator
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,3 +39,15 @@ def check_index(index: object, count: int, device: torch.device) -> None:
         raise InvalidValueError(
             f"index is on {index.device} and the images on {device}; move one of the two with .to()"
         )
+
+
+def item(data: Any, index: Any) -> tuple[Tensor, ...]:
+    """data[index]: images of a data set of ours and a label for each of its tasks; of one number, the only ones of a
+    batch of one."""
+    if isinstance(index, int | Integral) or (isinstance(index, Tensor) and index.ndim == 0):
+        number = operator.index(index)
+        if not -len(data) <= number < len(data):
+            raise IndexError(f"there is no image {number} among {len(data)}")
+        return tuple(batch[0] for batch in item(data, torch.tensor([number % len(data)], device="cpu")))
+    check_index(index, len(data), data.pixels.device)
+    return data.images(index), *(data.labels(task)[index] for task in data.tasks)

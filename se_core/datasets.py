@@ -14,9 +14,10 @@ from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from se_core._idx import DataError, Digits, Record, as_path, locate, read_split
-from se_core._indexing import check_index
+from se_core._indexing import check_index, item
 from se_core._mnist import fetch, record_of
 from se_core.errors import InvalidTypeError, InvalidValueError
 from se_core.folders import FolderImages, load_folder
@@ -68,8 +69,8 @@ _BUNDLED_RECORD = Record(
 
 
 @dataclass(frozen=True, eq=False)
-class DigitImages:
-    """M images drawn from N grey digits, in grey or in colour.
+class DigitImages(Dataset[tuple[Tensor, ...]]):
+    """M images drawn from N grey digits, in grey or in colour: as tensors (`images`, `labels`), or for a DataLoader.
 
     `pixels` (N, 28, 28) uint8 are the grey digits; `digits` (M,) int64 the label of each image; `colours` (M,) int64
     the index of its colour in `COLOURS`, or None for grey images; `source` (M,) int64 the row of `pixels` that it is
@@ -100,6 +101,15 @@ class DigitImages:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, ...]:
+        """What is at `index`, and one label for each of `tasks`: (image, digit) or, in colour, (image, colour, digit).
+
+        For one number, which may be negative, one image (C, 28, 28) float32 in [0, 1] and labels of shape () int64; for
+        what `images` takes, a batch of them. This is for a `torch.utils.data.DataLoader`, of any number of processes;
+        `images(index)` is much faster. Raises IndexError for an image that is not there, and what `images` raises.
+        """
+        return item(self, index)
 
     def images(self, index: Tensor | slice | None = None) -> Tensor:
         """The images at `index` (all of them by default), (B, C, 28, 28) float32 in [0, 1], channels R, G, B.

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from se_core._idx import DataError, as_path
-from se_core._indexing import check_index
+from se_core._indexing import check_index, item
 from se_core.errors import InvalidValueError
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _NAMED = 10  # damaged files that a message names
 
 
 @dataclass(frozen=True, eq=False)
-class FolderImages:
+class FolderImages(Dataset[tuple[Tensor, ...]]):
     """M images read from files.
 
     `pixels` (M, C, H, W) uint8, C = 1 or 3; `targets` (M,) int64 the place of each image's label in `classes`, the
@@ -61,6 +62,10 @@ class FolderImages:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, ...]:
+        """(image, label), or (image,) where there are no labels, as of `se_core.datasets.DigitImages`."""
+        return item(self, index)
 
     def images(self, index: Tensor | slice | None = None) -> Tensor:
         """The images at `index` (all of them by default), (B, C, H, W) float32 in [0, 1]; `index` and errors as of

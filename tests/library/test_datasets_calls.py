@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from se_core.datasets import COLOURS, RGB, DigitImages, load
 from se_core.errors import InvalidTypeError, InvalidValueError
@@ -132,3 +133,38 @@ def test_unknown_tasks_are_refused():
 def test_an_index_that_is_not_a_batch_is_refused(index, error, message, colour):
     with pytest.raises(error, match=f"index .*{message}"):
         one_image(colour).images(index)
+
+
+# One at a time, and in a DataLoader
+
+
+@pytest.mark.parametrize(("dataset", "tasks"), [("mnist", ["digit"]), ("colour-mnist", ["colour", "digit"])])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_makes_the_batches_that_images_and_labels_are(dataset, tasks, workers):
+    data = load(dataset, "test").subset(100, 150)
+    shown = list(DataLoader(data, batch_size=16, num_workers=workers))
+    assert [len(batch[0]) for batch in shown] == [16, 16, 16, 2]
+    for found, expected in zip(zip(*shown, strict=True), [data.images(), *map(data.labels, tasks)], strict=True):
+        assert torch.equal(torch.cat(found), expected)
+        assert found[0].dtype == expected.dtype
+
+
+@pytest.mark.parametrize("colour", [None, "red"])
+def test_one_image_is_that_of_a_batch_of_one(colour):
+    data = load("mnist" if colour is None else "colour-mnist", "test").subset(0, 10)
+    labels = [data.labels(task) for task in (("digit",) if colour is None else ("colour", "digit"))]
+    for index, place in ((3, 3), (-1, 9), (-10, 0), (np.int64(4), 4), (torch.tensor(5), 5)):
+        image, *said = data[index]
+        assert image.shape == (data.channels, 28, 28)
+        assert torch.equal(image, data.images(torch.tensor([place]))[0])
+        assert [int(label) for label in said] == [int(label[place]) for label in labels]
+    for index in (slice(2, 5), torch.tensor([7, 1]), torch.arange(10) % 3 == 0):
+        for found, expected in zip(data[index], [data.images(), *labels], strict=True):
+            assert torch.equal(found, expected[index])
+    assert len(list(data)) == 10  # the loop ends at the IndexError
+    for index in (10, -11):
+        with pytest.raises(IndexError, match=f"there is no image {index} among 10"):
+            data[index]
+    for index in (None, [0], "0", 1.0):
+        with pytest.raises(InvalidTypeError, match="index must be a slice or a one-dimensional tensor"):
+            data[index]

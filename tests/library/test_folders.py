@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from se_core import folders, load
 from se_core._torchvision import import_torchvision
@@ -74,6 +76,15 @@ def test_torchvision_reads_the_same_images_and_labels(shared: Path) -> None:
             assert int(label) == k
         seen += data.files
     assert sorted(seen) == sorted(pictures)
+
+
+def test_a_data_loader_takes_images_with_labels_and_without(shared: Path) -> None:
+    data = load("images", "train", shared)
+    images, labels = (torch.cat(found) for found in zip(*DataLoader(data, batch_size=32), strict=True))
+    assert torch.equal(images, data.images())
+    assert torch.equal(labels, data.labels("label"))
+    (images,) = (torch.cat(found) for found in zip(*DataLoader(replace(data, classes=()), batch_size=32), strict=True))
+    assert torch.equal(images, data.images())
 
 
 def png(image: Image.Image, **options: object) -> bytes:
