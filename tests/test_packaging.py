@@ -201,13 +201,17 @@ def test_the_readme_s_lines_for_images_of_your_own_run(tmp_path: Path, monkeypat
     assert {(r["method"], r["task"]) for r in results["records"]} == {("vae", "label"), ("pinned", "label")}
 
 
-def test_importing_the_package_changes_nothing_global() -> None:
+def test_importing_the_package_changes_nothing_global_and_imports_nothing_heavy_but_torch() -> None:
+    """Above all no compiler, which takes as long as torch itself: a decorator of `torch.compiler` would import it."""
     code = """
-import sys, warnings, torch
+import sys, torch
 before = (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), torch.is_grad_enabled())
+known = set(sys.modules)
 import se_core
 assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), torch.is_grad_enabled())
-heavy = {"matplotlib", "torchvision", "scipy", "PIL", "torch._inductor.compile_fx"} & set(sys.modules)
+compilers = {"torch._dynamo", "torch._inductor"}
+of_the_laboratory = {"torchvision", "scipy", "matplotlib", "PIL", "jsonargparse", "yaml", "tqdm", "filelock"}
+heavy = (compilers | of_the_laboratory) & set(sys.modules) - known
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
