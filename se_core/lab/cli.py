@@ -2,7 +2,9 @@
 
 import io
 import os
+import re
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -21,7 +23,6 @@ from se_core.lab.evaluation import evaluate, evaluate_pretrained
 from se_core.lab.executors import LocalProcesses, configure_process
 from se_core.lab.experiments import (
     PANEL_LETTERS,
-    PROFILES,
     ProfileName,
     examples,
     figure1_runs,
@@ -35,6 +36,12 @@ from se_core.lab.tables import accuracy_table
 from se_core.lab.training import Interrupted, train
 from se_core.pretrained import PRETRAINED
 
+_DEVICE = "cpu, cuda, cuda:N, mps, or auto: what there is"
+# What the figure varies itself, what only a control has, and what is not of digits.
+_OWN = {
+    "dataset", "architecture", "method", "seed", "latent_dim", "scale", "beta", "image_size", "skip_damaged"
+}  # fmt: skip
+
 
 def _cores() -> int:
     """The cores that this process may use."""
@@ -42,7 +49,7 @@ def _cores() -> int:
 
 
 def _command(description: str) -> ArgumentParser:
-    return ArgumentParser(description=description, allow_abbrev=False)
+    return ArgumentParser(description=description, allow_abbrev=False, exit_on_error=False)
 
 
 def _parser() -> ArgumentParser:
@@ -56,56 +63,43 @@ def _parser() -> ArgumentParser:
     training.add_argument("--checkpoint_every", type=int, default=500, help="steps between two checkpoints")
 
     evaluation = _command("Evaluate a finished run, or a pretrained encoder: accuracy against radius.")
-    evaluation.add_argument("run", type=Path | None, nargs="?", default=None, help="the folder of a finished run")
-    evaluation.add_argument("--pretrained", type=str | None, default=None, help=f"one of {', '.join(PRETRAINED)}")
+    evaluation.add_argument("run", type=Path, nargs="?", help="the folder of a finished run")
+    evaluation.add_argument("--pretrained", type=str, default=None, help=f"one of {', '.join(PRETRAINED)}")
     evaluation.add_argument("--config", action="config", help="a YAML file with any of the options below")
     evaluation.add_class_arguments(EvaluationConfig)
-    evaluation.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:N, mps, or auto: what there is")
+    evaluation.add_argument("--device", type=str, default="cpu", help=_DEVICE)
 
     comparison = _command("Evaluate finished runs of the same data side by side: a table and pictures.")
     comparison.add_argument("runs", type=Path, nargs="+", help="the folders of finished runs")
     comparison.add_argument("--out", type=Path, default=Path("runs/compared"), help="output folder")
     comparison.add_argument("--config", action="config", help="a YAML file with any of the options below")
     comparison.add_class_arguments(EvaluationConfig)
-    comparison.add_argument("--device", type=str, default="cpu")
+    comparison.add_argument("--device", type=str, default="cpu", help=_DEVICE)
 
-    parser = ArgumentParser(prog="se-core", description="Smooth encoders: train, attack, compare.", allow_abbrev=False)
+    parser = _command("Smooth encoders: train, attack, compare.")
+    parser.prog = "se-core"
     parser.add_argument("--version", action="version", version=f"se-core {__version__}")
-    commands = parser.add_subcommands()
-    commands.add_subcommand("data", data)
-    commands.add_subcommand("train", training)
-    commands.add_subcommand("evaluate", evaluation)
-    commands.add_subcommand("compare", comparison)
-    commands.add_subcommand("reproduce", _reproduction())
+    subcommands = parser.add_subcommands()
+    commands = {"data": data, "train": training, "evaluate": evaluation, "compare": comparison}
+    for name, command in (commands | {"reproduce": _reproduction()}).items():
+        subcommands.add_subcommand(name, command, help=command.description)
     return parser
 
 
 def _reproduction() -> ArgumentParser:
     figure1 = _command("Figure 1 of the paper, end to end; the same command continues.")
     figure1.add_argument("--config", action="config", help="a YAML file with any of the options below")
-    figure1.add_argument("--profile", type=str, default="small", help=f"one of {', '.join(PROFILES)}")
+    figure1.add_argument("--profile", type=ProfileName, default="small", help="how large")
     figure1.add_argument("--panels", type=str, default=PANEL_LETTERS, help="letters of the panels to reproduce")
-    figure1.add_argument("--seeds", type=list[int] | None, default=None, help="some of the profile's, as [0,1]; all")
-    figure1.add_argument("--methods", type=list[str] | None, default=None, help="some, as [vae,pinned]; all if absent")
-    figure1.add_argument("--out", type=Path | None, default=None, help="output folder; runs/figure1-PROFILE if absent")
+    figure1.add_argument("--seeds", type=list[int], default=None, help="some of the profile's, as [0,1]; all if absent")
+    figure1.add_argument("--methods", type=list[str], default=None, help="some, as [vae,pinned]; all if absent")
+    figure1.add_argument("--out", type=Path, default=None, help="output folder; runs/figure1-PROFILE if absent")
     figure1.add_argument(
-        "--workers", type=int | None, default=None, help="processes, of one thread each; one a core, on a GPU just one"
+        "--workers", type=int, default=None, help="processes, of one thread each; one a core, on a GPU just one"
     )
-    for field in fields(RunConfig):
-        if field.name not in (
-            "dataset",
-            "architecture",
-            "method",
-            "seed",
-            "latent_dim",
-            "scale",
-            "beta",
-            "image_size",
-            "skip_damaged",
-        ):  # the figure's own
-            kind: Any = field.type
-            figure1.add_argument(f"--{field.name}", type=kind | None, default=None, help="of every run")
-
+    every_run = figure1.add_argument_group("of every run, in the place of what the profile says")
+    every_run.add_class_arguments(RunConfig, as_group=False, skip=_OWN)
+    figure1.set_defaults({field.name: None for field in fields(RunConfig) if field.name not in _OWN})
     return figure1
 
 
@@ -172,6 +166,24 @@ def _underscored(argument: str) -> str:
     return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
 
 
+def _explained(message: str) -> str:
+    """What the parser says; of a wrong value in the words of `RunConfig`, instead of Python's names of types."""
+    if message.startswith("Unexpected config"):
+        return "the configuration file holds no options; write one a line, as gamma: 1.0"
+    wrong = re.fullmatch(r'Parser key "(.+)":\s+Expected a (.+)\. Got value: (.*)', message, re.DOTALL)
+    if not wrong:
+        return f"{' '.join(message.split()).rstrip('.')}; --help after a command lists its options"
+    name, kind, value = wrong.groups()
+    if "Literal[" in kind:
+        choices = ", ".join(re.findall("'(.+?)'", kind))
+        return f"{name}={value!r} is unknown; choose one of {choices}"
+    kind = kind.removeprefix("<class '").removesuffix("'>")
+    if kind in ("list", "tuple"):
+        return f"{name}={value!r} must be a list, as [{value}]"
+    remedy = "; YAML writes .nan and .inf" if value.lstrip("+-").lower() in ("nan", "inf") else ""
+    return f"{name}={value!r} must be of type {kind}{remedy}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; 0 on success, 1 on an error that was explained, 130 after Ctrl-C, 141 where nobody
     reads any more. A bug keeps its traceback."""
@@ -179,7 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal of ASCII shows ? for ±
     argv = sys.argv[1:] if argv is None else argv
-    arguments = _parser().parse_args([_underscored(argument) for argument in argv])
+    try:
+        arguments = _parser().parse_args([_underscored(argument) for argument in argv])
+    except ArgumentError as error:
+        print(f"se-core: {_explained(str(error))}", file=sys.stderr)
+        return 2
     configure_process()
     command = arguments.subcommand
     try:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_train_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     line, path = capsys.readouterr().out.splitlines()
     records = json.loads(Path(path).read_text())["records"]
     assert [r["radius"] for r in records] == [0.0, 0.1]
-    assert f"digit {100 * records[0]['accuracy']:.0f} {100 * records[1]['accuracy']:.0f}" in line
+    assert f"digit 0: {100 * records[0]['accuracy']:.0f}, 0.1: {100 * records[1]['accuracy']:.0f}" in line
 
 
 def test_a_configuration_file_is_read_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -61,7 +62,8 @@ def test_a_configuration_file_is_read_and_flags_win(tmp_path: Path, capsys: pyte
         ({"gammma": 1.0}, "gammma"),
         ({"latent_dim": "many"}, "latent_dim"),
         ({"latent_dim": 2.5}, "latent_dim"),
-        ({"compile": "perhaps"}, "compile"),
+        ({"compile": "perhaps"}, "compile='perhaps' must be of type bool"),
+        ({"method": "SE"}, "method='SE' is unknown; choose one of vae, se, avae, classifier"),
     ],
 )
 def test_an_unknown_or_ill_typed_key_is_named(
@@ -73,6 +75,50 @@ def test_an_unknown_or_ill_typed_key_is_named(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("content", ["", "# nothing yet\n", "- gamma\n"])
+def test_a_configuration_file_without_options_is_refused(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "run.yaml").write_text(content)
+    message = _fails(["train", f"--config={tmp_path / 'run.yaml'}", f"--runs={tmp_path / 'runs'}"], capsys)
+    assert "the configuration file holds no options; write one a line, as gamma: 1.0" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def _help(argv: list[str], capsys: pytest.CaptureFixture) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*argv, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["data", "train", "evaluate", "reproduce"])
+def test_help_has_words_for_every_option(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Not only its type: what stands before "(type: ..." on the line of an option."""
+    monkeypatch.setenv("COLUMNS", "400")  # a line for each
+    (line,) = re.findall(rf"^    {command} +(.+)$", _help([], capsys), re.MULTILINE)
+    assert len(line.split()) > 3
+    shown = _help([command], capsys)
+    options = re.findall(r"^  (--\S+|run)(?: [^ ]+)*  +(.*)$", shown, re.MULTILINE)
+    said = {name: words.partition("(type:")[0] for name, words in options}
+    assert set(said) >= set(re.findall(r"\[(--\w+|run)\b", shown))  # those of the usage
+    assert not [name for name, words in said.items() if len(words.split()) < 2]
+
+
+def test_help_knows_the_docstrings_and_the_choices(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for command in ("train", "reproduce"):
+        shown = _help([command], capsys)
+        assert re.search(r"--gamma GAMMA +coupling strength, >= 0\.", shown)
+        assert "--schedule {constant,cosine}" in shown
+    assert "--architecture {mlp,conv}" in _help(["train"], capsys)
+    assert "--split {test,validation}" in _help(["evaluate"], capsys)
+    assert "--profile {tiny,small,full,paper}" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -81,7 +127,9 @@ def test_an_unknown_or_ill_typed_key_is_named(
         (["--radius=-0.1"], "radius=-0.1 must be a finite number >= 0"),
         (["--method=SE"], "method='SE' is unknown; choose one of vae, se, avae"),
         (["--source=nowhere"], "nowhere"),
-        (["--iteration=5"], "iteration"),
+        (["--iteration=5"], "nrecognized arguments: --iteration=5; --help after a command lists its options"),
+        (["--gamma=nan"], "gamma='nan' must be of type float; YAML writes .nan and .inf"),
+        (["--latent-dim=2.5"], "latent_dim='2.5' must be of type int"),
     ],
 )
 def test_bad_values_are_explained(
@@ -111,6 +159,7 @@ def test_a_damaged_model_is_not_evaluated(tmp_path: Path, capsys: pytest.Capture
 
 def test_unknown_profiles_and_workers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "choose one of tiny, small, full, paper" in _fails(["reproduce", "--profile=huge"], capsys)
+    assert "seeds='0' must be a list, as [0]" in _fails(["reproduce", "--seeds=0"], capsys)
     argv = ["reproduce", "--profile=tiny", "--workers=0", f"--out={tmp_path}"]
     assert "workers=0 must be at least 1" in _fails(argv, capsys)
 
