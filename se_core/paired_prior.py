@@ -81,7 +81,8 @@ def paired_terms(a: GaussianLike, b: GaussianLike, gamma: float | Tensor) -> KLT
             given = FullGaussian(b.mean, scale_b @ plan.residual)
             misfit = (scale_b @ plan.rotation - rho[..., None] * scale_a).flatten(-2)
     log_var = -torch.log1p(strength * rho)  # log(1 - rho^2)
-    covariance, mean = kl_terms(given, DiagonalGaussian(rho * a.mean, log_var.expand_as(a.mean)))
+    centre = rho * a.mean
+    covariance, mean = kl_terms(given, DiagonalGaussian(centre, log_var.expand_as(centre)))
     return KLTerms(covariance, mean + (misfit * (-log_var / 2).exp()).square().sum(-1) / 2)
 
 

@@ -306,6 +306,16 @@ def test_posteriors_may_be_those_of_torch_and_their_fields_may_broadcast() -> No
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_pair_meets_many_strengths(kind: str) -> None:
+    """A gamma with more dimensions than the Gaussians have, as the functions of transport take it."""
+    q_a, q_b = _posteriors(kind, 1, _generator(21))
+    q_a, q_b = type(q_a)(*(p[0] for p in q_a)), type(q_b)(*(p[0] for p in q_b))
+    gammas = torch.tensor(GAMMAS, dtype=torch.float64)
+    expected = torch.stack([_gap(q_a, q_b, gamma) for gamma in GAMMAS])
+    torch.testing.assert_close(_gap(q_a, q_b, gammas), expected, rtol=1e-12, atol=1e-12)
+
+
 # float32
 
 
