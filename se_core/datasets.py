@@ -29,7 +29,6 @@ __all__ = [
     "DataError",
     "DatasetName",
     "DigitImages",
-    "FolderImages",
     "Images",
     "Split",
     "fetch",

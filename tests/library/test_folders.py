@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from se_core import folders, load
 from se_core._torchvision import import_torchvision
-from se_core.datasets import DataError, FolderImages
+from se_core.datasets import DataError
 from se_core.errors import InvalidTypeError, InvalidValueError
+from se_core.folders import FolderImages
 
 SPLITS = ("train", "validation", "test")
 
