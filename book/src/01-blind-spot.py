@@ -258,7 +258,7 @@ r"""
 Give the encoder a second task. For each data point $x$, an external *selection mechanism* supplies a fictive neighbour
 $x'$: here, the point within 0.07 of $x$ whose representation is farthest from that of $x$. Then ask that
 $q(Z \mid x)$ and $q(Z \mid x')$ be easy to couple, at a price $\gamma$, here 20. The
-[smooth encoder's bound](05-bound.ipynb) makes this precise.
+[smooth encoder's bound](06-bound.ipynb) makes this precise.
 
 The data points are 0.14 apart, so 0.07 is half their spacing: between them the neighbours can reach every $x$. The
 initialisations are those from above.
@@ -313,7 +313,7 @@ HTML(
 r"""
 Nothing is free. The smooth encoder draws its means together, because a smaller latent is cheaper to couple. Whether an
 encoder has become smooth or has only shrunk is a question of its own, and has
-[its own chapter](09-smooth-or-shrink.ipynb).
+[its own chapter](12-smooth-or-shrink.ipynb).
 
 ## Exercises
 

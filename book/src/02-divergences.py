@@ -223,7 +223,7 @@ Keep three things in mind for what follows.
 2. **It measures where the classifier looks.** A linear probe on the latent reads differences of the means in the units
    of the latent. So does $W_2$.
 3. **It has a scale**, and so it has a way out: an encoder that halves its latent quarters its $W_2^2$ and has not
-   become any smoother. [A later chapter](09-smooth-or-shrink.ipynb) measures how much of that happens.
+   become any smoother. [A later chapter](12-smooth-or-shrink.ipynb) measures how much of that happens.
 """
 
 # %%

@@ -5,7 +5,7 @@ r"""
 The optimal plan of the last chapter is degenerate. Its entropy is $-\infty$, and it tolerates no noise. The smooth
 encoder wants a plan with entropy, and $\gamma$ says how much: from independence at $\gamma = 0$ to the optimal map as
 $\gamma \to \infty$. This chapter derives every formula on the way, and checks each in the cell below it.
-[The next one](045-float32-and-libraries.ipynb) asks what a computer and other libraries make of them.
+[The next one](05-float32-and-libraries.ipynb) asks what a computer and other libraries make of them.
 """
 
 # %% cellView="form" tags=["remove-cell"]

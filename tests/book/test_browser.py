@@ -155,7 +155,7 @@ def test_the_blind_spot_follows_gamma_and_the_radius(site: str, browser: Any) ->
 def test_figure_1_can_be_looked_into(site: str, browser: Any) -> None:
     """Methods, intervals and seeds come and go; a point says its numbers and, where there are any, shows its digits."""
     page = browser.new_page(viewport={"width": 390, "height": 800})
-    page.goto(f"{site}/notebooks/08-figure1.html", wait_until="load")
+    page.goto(f"{site}/notebooks/09-figure1.html", wait_until="load")
     count = {what: page.locator(f"#figure1 svg {what}").count for what in (".mean", ".vae.mean", ".band", ".seed")}
     assert [n() for n in count.values()] == [12, 4, 12, 36]
     for name in ("vae", "intervals", "seeds"):

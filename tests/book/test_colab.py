@@ -125,16 +125,16 @@ def test_profile_and_device_are_taken_from_the_form_and_the_environment_first(py
 def test_the_bundle_holds_the_chapters_as_committed_and_one_wheel(zipped: Path) -> None:
     with ZipFile(zipped) as content:
         names = [Path(name).name for name in content.namelist()]
-        chapter = nbformat.reads(content.read("smooth-encoders/06-selection.ipynb"), as_version=4)
+        chapter = nbformat.reads(content.read("smooth-encoders/07-selection.ipynb"), as_version=4)
     (wheel,) = (name for name in names if name.endswith(".whl"))
     assert set(names) == {wheel, "README.md", *(f"{source.stem}.ipynb" for source in SOURCES)}
     assert zipped.stat().st_size < 12e6
-    committed = nbformat.read(ROOT / "book" / "notebooks" / "06-selection.ipynb", as_version=4)
+    committed = nbformat.read(ROOT / "book" / "notebooks" / "07-selection.ipynb", as_version=4)
     assert chapter.cells[2:] == committed.cells[2:]
 
 
 def test_what_is_handed_out_knows_the_address_of_the_build() -> None:
-    notebook = ROOT / "book" / "notebooks" / "06-selection.ipynb"
+    notebook = ROOT / "book" / "notebooks" / "07-selection.ipynb"
     setup = nbformat.reads(filled(notebook, ADDRESS), as_version=4).cells[1].source
     assert f'REPOSITORY = "{ADDRESS}"' in setup.splitlines()
 

@@ -31,7 +31,7 @@ def shortened(name: str) -> ast.Module:
     """The code of a chapter with as few steps of training and attack as it runs with."""
     cells = jupytext.read(SOURCES / f"{name}.py", fmt="py:percent").cells
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    steps = 20 if name == "07-training" else 2  # its curves are means over twenty
+    steps = 20 if name == "08-training" else 2  # its curves are means over twenty
     code = re.sub(r'("tiny": (?:\{"iterations": )?)\d[\d_]*', rf"\g<1>{steps}", code)
     code = re.sub(r"attack_steps=\d+, test_images=\d+", "attack_steps=2, test_images=60", code)
     return ast.fix_missing_locations(Evaluated().visit(ast.parse(code)))

@@ -7,6 +7,62 @@ neighbour whose representation is farthest away. This chapter builds that advers
 shows the one mistake that disarms it.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import torch
@@ -24,7 +80,7 @@ torch.set_num_threads(1)
 
 # %% [markdown]
 r"""
-We need an encoder to attack. It is the plain VAE of [Figure 1](08-figure1.ipynb): an MLP with 64 latents, trained on MNIST
+We need an encoder to attack. It is the plain VAE of [Figure 1](09-figure1.ipynb): an MLP with 64 latents, trained on MNIST
 {cite}`lecun1998` for 30,000 steps, and it comes with the package.
 """
 
@@ -41,7 +97,7 @@ x_prime = fictive_sample(encoder, x, RADIUS, steps=20, generator=generator)
 noise = RADIUS * (2 * torch.randint(2, x.shape, generator=generator, device=DEVICE) - 1)
 x_random = (x + noise).clamp(0, 1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "attacked-digits", "caption": "Two neighbours of each digit, both changed by at most 0.2 in each pixel, and what the VAE makes of them. With noise it takes five of the eight for another digit, attacked all eight."}, "image": {"alt": "Six rows of eight digits, 9 0 4 2 1 7 3 5. The digits, and their reconstructions, of which only the 4 fails. The digits with random noise, and their reconstructions: the 9 becomes a 5, the 4 a 0, the 1 an 8, the 7 a 3, the 5 an 8. The attacked digits, with patches of grey, still legible, and their reconstructions: a 2, and shapes like 3 and 8."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two neighbours of each digit, both changed by at most 0.2 in each pixel, and what the VAE makes of them. With noise it takes five of the eight for another digit, attacked all eight.", "name": "attacked-digits"}, "image": {"alt": "Six rows of eight digits, 9 0 4 2 1 7 3 5. The digits, and their reconstructions, of which only the 4 fails. The digits with random noise, and their reconstructions: the 9 becomes a 5, the 4 a 0, the 1 an 8, the 7 a 3, the 5 an 8. The attacked digits, with patches of grey, still legible, and their reconstructions: a 2, and shapes like 3 and 8."}}
 
 
 def strip(images: torch.Tensor) -> torch.Tensor:
@@ -130,7 +186,7 @@ less(
     1,
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "moved-by-noise-and-by-attack", "caption": "How far 128 digits move in the latent space of the VAE, by a random corner of the ball and by the attack."}, "image": {"alt": "Two histograms of the squared Wasserstein distance on a logarithmic axis. Random neighbours lie around 3, attacked ones around 20, and the two hardly overlap."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "How far 128 digits move in the latent space of the VAE, by a random corner of the ball and by the attack.", "name": "moved-by-noise-and-by-attack"}, "image": {"alt": "Two histograms of the squared Wasserstein distance on a logarithmic axis. Random neighbours lie around 3, attacked ones around 20, and the two hardly overlap."}}
 figure, axes = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
 bins = torch.logspace(-0.5, 2, 45).tolist()
 axes.hist(moved_by_noise.cpu(), bins, color="0.6", label="random neighbour")
@@ -182,7 +238,7 @@ for name, network in (("vae", vae.encoder), ("se", smooth.encoder)):
 share = min(values[budgets.index(5)] / values[-1] for values in found.values())
 less("0.7, against the share that five steps find at least", 0.7, share)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "steps-of-the-attack", "caption": "The mean squared distance that an attack of L steps finds, relative to one of forty. On the smooth encoder, five steps leave little to be found."}, "image": {"alt": "Two curves against the number of steps, from 1 to 40, in per cent of what forty steps find. The VAE's begins below 50, the smooth encoder's near 80; at five steps they are near 85 and 95, and they flatten after ten."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The mean squared distance that an attack of L steps finds, relative to one of forty. On the smooth encoder, five steps leave little to be found.", "name": "steps-of-the-attack"}, "image": {"alt": "Two curves against the number of steps, from 1 to 40, in per cent of what forty steps find. The VAE's begins below 50, the smooth encoder's near 80; at five steps they are near 85 and 95, and they flatten after ten."}}
 figure, axes = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
 for name, values in found.items():
     axes.plot(budgets, [100 * value / values[-1] for value in values], **METHODS[name])
@@ -258,8 +314,8 @@ Table(["accuracy in %, 128 digits", "clean", "attacked, radius 0.1"], rows)
 
 # %% [markdown]
 r"""
-The *pinned* smooth encoder is ours; [a later chapter](09-smooth-or-shrink.ipynb) explains it. Forty steps and a thousand
-digits judge them in [Figure 1](08-figure1.ipynb); this is a glance.
+The *pinned* smooth encoder is ours; [a later chapter](12-smooth-or-shrink.ipynb) explains it. Forty steps and a thousand
+digits judge them in [Figure 1](09-figure1.ipynb); this is a glance.
 
 ## Exercises
 
@@ -282,7 +338,7 @@ smooth encoder (`smooth` above). What does the answer tell?
 
 :::{dropdown} Solution
 Less than twice as far. The adversary of its training has little left to find that noise does not. But noise moves it
-*farther* than it moves the VAE: being robust and being still are not the same. [The next chapter](07-training.ipynb) looks
+*farther* than it moves the VAE: being robust and being still are not the same. [The next chapter](08-training.ipynb) looks
 at what this encoder does with its neighbours.
 :::
 

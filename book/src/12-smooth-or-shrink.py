@@ -7,6 +7,62 @@ learn to be smooth, or it can make its whole latent smaller. The second is cheap
 measures how much of each happens, closes the way out, and asks what that is worth under attack.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import json
 import math
@@ -15,10 +71,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from se_core import DiagonalGaussian, build_vae, load
+from se_core import DiagonalGaussian, build_vae, load, load_pretrained, pgd
 from se_core.lab.display import agree, book_style, less
+from se_core.lab.evaluation import fit_probe
+from se_core.lab.experiments import PANELS
 from se_core.lab.figures import METHODS
-from se_core.lab.statistics import mean_and_interval, robustness
+from se_core.lab.statistics import gain, mean_and_interval, robustness, robustnesses
+from se_core.lab.tables import LABELS, Table, plus_minus
+from se_core.losses import margin
 from se_core.transport import entropic_w2_squared, mutual_information
 
 torch.set_num_threads(1)
@@ -29,7 +89,7 @@ def committed(name: str) -> dict:
     return json.loads((Path(BOOK) / "results" / f"{name}.json").read_text())
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "price-of-a-latent", "caption": "What one latent costs more, or less, than at the scale of the prior, if encoder and decoder agree to rescale it. An attack shifts its mean by one unit; the dots are the cheapest scales."}, "image": {"alt": "The change of the price of one latent as a function of its scale, for gamma 1, 10 and 100. Each curve has a minimum; it moves to smaller scales, and becomes deeper, as gamma grows."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What one latent costs more, or less, than at the scale of the prior, if encoder and decoder agree to rescale it. An attack shifts its mean by one unit; the dots are the cheapest scales.", "name": "price-of-a-latent"}, "image": {"alt": "The change of the price of one latent as a function of its scale, for gamma 1, 10 and 100. Each curve has a minimum; it moves to smaller scales, and becomes deeper, as gamma grows."}}
 scale = torch.logspace(-1.7, 0.3, 200, dtype=torch.float64)
 shift, sigma = 1.0, 0.3  # of one latent: the shift of its mean under attack, its posterior width
 figure, axes = plt.subplots(layout="constrained")
@@ -124,7 +184,7 @@ Does it change what $\gamma$ does? These are encoders trained for a short while 
 it comes and once pinned, three seeds each, on held-out digits.
 """
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "free-and-pinned", "caption": "Scale of the means, share of variance moved by the attack, and mean accuracy of the probe under attack, against gamma; free and pinned, means over three seeds with 95 % intervals, held-out digits."}, "image": {"alt": "Three plots against gamma. The standard deviation of the means falls with gamma for the free encoder and stays at one for the pinned one. The share of variance moved falls with gamma, further for the pinned encoder. The accuracy under attack rises with gamma, and is highest for the pinned encoder."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Scale of the means, share of variance moved by the attack, and mean accuracy of the probe under attack, against gamma; free and pinned, means over three seeds with 95 % intervals, held-out digits.", "name": "free-and-pinned"}, "image": {"alt": "Three plots against gamma. The standard deviation of the means falls with gamma for the free encoder and stays at one for the pinned one. The share of variance moved falls with gamma, further for the pinned encoder. The accuracy under attack rises with gamma, and is highest for the pinned encoder."}}
 study = committed("sensitivity")
 GAMMAS = {
     "free": {1.0: {}, 10.0: {"gamma": 10.0}},
@@ -181,8 +241,8 @@ meant to go.
 
 ## What it is worth under attack
 
-Now the long runs of [Figure 1](08-figure1.ipynb), panel (c), test digits. All three have $\gamma = 10$ and a memory. The
-first may shrink, the second is pinned, and the third is pinned and has the [paired prior](05-bound.ipynb), whose bound can be
+Now the long runs of [Figure 1](09-figure1.ipynb), panel (c), test digits. All three have $\gamma = 10$ and a memory. The
+first may shrink, the second is pinned, and the third is pinned and has the [paired prior](06-bound.ipynb), whose bound can be
 tight. Accuracy in per cent, by attack radius, and the gain over the VAE:
 """
 
@@ -249,7 +309,7 @@ for name, probe in probes.items():
 less("largest scale of a latent over the smallest, above 5", 5, float(spread.max() / spread.min()), 0)
 less("attacked, standardised against raw", accuracy["standardised"][1], accuracy["raw"][1], 1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "two-probes", "caption": "One encoder and two probes, clean and under an attack of radius 0.05."}, "image": {"alt": "Bars of accuracy on clean and on attacked digits. The standardised probe is no worse on clean digits and behind on attacked ones."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One encoder and two probes, clean and under an attack of radius 0.05.", "name": "two-probes"}, "image": {"alt": "Bars of accuracy on clean and on attacked digits. The standardised probe is no worse on clean digits and behind on attacked ones."}}
 figure, axes = plt.subplots(figsize=(4.8, 2.2), layout="constrained")
 for offset, (name, values) in enumerate(accuracy.items()):
     at = [0.8 - 0.35 * offset, 2.3 - 0.35 * offset]
@@ -288,7 +348,7 @@ digits?
 
 :::{dropdown} Solution
 The free one shrinks until the probe, whose penalty is fixed, can no longer tell its latents apart; the pinned one loses a
-little nominal accuracy. The study in [How the settings were chosen](085-settings.ipynb) has the pinned one at $\gamma = 30$.
+little nominal accuracy. The study in [How the settings were chosen](10-settings.ipynb) has the pinned one at $\gamma = 30$.
 :::
 
 ## What we checked

@@ -106,7 +106,7 @@ Image(picture.getvalue())
 # %% [markdown]
 r"""
 The *pinned* encoder differs from the paper's in three things. The scale of its means is fixed, so that it must smooth where
-the paper's may shrink ([a later chapter](09-smooth-or-shrink.ipynb)). Then $\gamma$ may be larger. And its selection
+the paper's may shrink ([a later chapter](12-smooth-or-shrink.ipynb)). Then $\gamma$ may be larger. And its selection
 remembers where each image's last attack ended, and goes on from there with a single step.
 
 ## Look into it
@@ -171,7 +171,7 @@ The picture shows the profile `small`, which trains in minutes on a laptop. [A l
 black, drawn at random once; that there are seven is our choice, and that of the authors' later code. Everything that the
 methods share is equal between them: architecture, initialisation, optimiser, schedule, number of steps, observation
 variance, probe. The paper trains with SGD; we use Adam. The last sixth of the training digits is held out, and what is ours
-was chosen on it ([next chapter](085-settings.ipynb)). The test digits were read once.
+was chosen on it ([next chapter](10-settings.ipynb)). The test digits were read once.
 """
 
 # %%
@@ -424,7 +424,7 @@ for dataset, architecture in {run[:2]: None for run in groups}:
 # %% [markdown]
 r"""
 *Error* is the mean squared error of a pixel. *Variance* is the total variance of the means. *Moved* is $W_2^2$ under the
-selection attack over that variance: [a later chapter](09-smooth-or-shrink.ipynb) is about it.
+selection attack over that variance: [a later chapter](12-smooth-or-shrink.ipynb) is about it.
 
 The smooth encoder does shrink, in each of the three, though the share that the attack moves falls by more than the variance
 does. The pinned encoder keeps every latent awake, and the attack moves a fraction of what it moves in the others.

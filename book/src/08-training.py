@@ -7,6 +7,62 @@ of the paper, live on real digits {cite}`lecun1998`. It shows the training loop,
 and what a trained encoder does with the neighbours that it was trained on. The answer to the last is not what one hopes.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import math
 
@@ -44,13 +100,13 @@ r"""
 
 For each batch of images $x$:
 
-1. **Select.** Find $x'$ near $x$ by [attack](06-selection.ipynb). No gradient flows through the search.
+1. **Select.** Find $x'$ near $x$ by [attack](07-selection.ipynb). No gradient flows through the search.
 2. **Encode** both: $\mu_a, \Sigma_a$ from $x$ and $\mu_b, \Sigma_b$ from $x'$, factorised.
 3. **Sample** $z_a = \mu_a + \Sigma_a^{1/2} \varepsilon$ and decode, $\bar x = g(z_a; \theta)$.
 4. **Add up** the bound and ascend its gradient in $\eta$ and $\theta$.
 """
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "pipeline", "caption": "One image on its way through the bound. The densities, and the plan between them, are those of the latent that the attack moved most. Only the upper row meets the decoder. (A trained encoder: the pinned one, of which below.)"}, "image": {"alt": "Upper left the digit x, an arrow labelled select down to its attacked neighbour x prime. Arrows encode from each to a bell curve, q a and q b, shifted against each other. Both lead to a tilted ellipse, the plan, marked with the mutual information and the spring. From q a an arrow decode leads to the decoded digit, marked with the likelihood."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One image on its way through the bound. The densities, and the plan between them, are those of the latent that the attack moved most. Only the upper row meets the decoder. (A trained encoder: the pinned one, of which below.)", "name": "pipeline"}, "image": {"alt": "Upper left the digit x, an arrow labelled select down to its attacked neighbour x prime. Arrows encode from each to a bell curve, q a and q b, shifted against each other. Both lead to a tilted ellipse, the plan, marked with the mutual information and the spring. From q a an arrow decode leads to the decoded digit, marked with the likelihood."}}
 network = pretrained["pinned"]
 one = x[3:4]
 seed = torch.Generator(DEVICE).manual_seed(0)
@@ -164,7 +220,7 @@ def train(bound, **options):
 vae, vae_terms = train(vae_bound)
 smooth, smooth_terms = train(smooth_bound)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "terms-while-training", "caption": "The first steps, as running means over twenty. Above, the negative log-likelihood of both models. Below, the four losses that the smooth encoder pays."}, "image": {"alt": "Two panels against training steps. Above: the negative log-likelihood of VAE and smooth encoder falls steeply, the VAE's ends a little lower. Below: four losses of the smooth encoder. The divergence of q_a from the prior falls, then rises to the largest; the transport cost is next, the divergence of q_b and the mutual information stay below."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The first steps, as running means over twenty. Above, the negative log-likelihood of both models. Below, the four losses that the smooth encoder pays.", "name": "terms-while-training"}, "image": {"alt": "Two panels against training steps. Above: the negative log-likelihood of VAE and smooth encoder falls steeply, the VAE's ends a little lower. Below: four losses of the smooth encoder. The divergence of q_a from the prior falls, then rises to the largest; the transport cost is next, the divergence of q_b and the mutual information stay below."}}
 
 
 def running_mean(series: torch.Tensor, width: int = 20) -> torch.Tensor:
@@ -235,7 +291,7 @@ $$
 with $u^k = \sqrt{1 + 4 \gamma^2 \Sigma_b^k \Sigma_a^k}$. The paper misprints $\mu_a^k - \mu_b^k$ as
 $\mu_a^k - \mu_a^k$, which would take the means out of the coupling. The library computes the same number from terms that
 are not negative. We compare the two in double precision on a trained encoder: the smooth one of
-[Figure 1](08-figure1.ipynb), with 64 latents and 30,000 steps.
+[Figure 1](09-figure1.ipynb), with 64 latents and 30,000 steps.
 """
 
 # %%
@@ -294,7 +350,7 @@ for (name, values), expected in zip(long.items(), (7, 8, 64), strict=True):
     active = int((values > 0.01).sum())
     agree(f"active after 30,000 steps, {METHODS[name]['label']}", active, expected)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "variance-of-each-latent", "caption": "The variance of each latent's mean over 2,000 digits, sorted. Above, the three encoders that this page trained, with 32 latents. Below, the encoders of Figure 1, with 64. The line is the threshold of being active."}, "image": {"alt": "Two panels, variance of each latent's mean, sorted, on a logarithmic axis. Above, after few steps: all latents of VAE and smooth encoder are above the threshold of 0.01; with PyTorch's initialisation the variances are smaller and many fall below. Below, after 30,000 steps: seven of the VAE's and eight of the smooth encoder's are near 1, the others near 0.00001; all 64 of the pinned encoder's are at 1."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The variance of each latent's mean over 2,000 digits, sorted. Above, the three encoders that this page trained, with 32 latents. Below, the encoders of Figure 1, with 64. The line is the threshold of being active.", "name": "variance-of-each-latent"}, "image": {"alt": "Two panels, variance of each latent's mean, sorted, on a logarithmic axis. Above, after few steps: all latents of VAE and smooth encoder are above the threshold of 0.01; with PyTorch's initialisation the variances are smaller and many fall below. Below, after 30,000 steps: seven of the VAE's and eight of the smooth encoder's are near 1, the others near 0.00001; all 64 of the pinned encoder's are at 1."}}
 figure, panels = plt.subplots(2, figsize=(4.6, 5.0), layout="constrained")
 looks = METHODS | {
     "default": {
@@ -318,9 +374,9 @@ plt.show()
 # %% [markdown]
 r"""
 What does a latent look like that sleeps? For the VAE $q = p$ is best, and then its divergence costs nothing. The smooth
-encoder's has another optimum. With no image to explain, the best plan is the [field](05-bound.ipynb) itself, whose marginals
+encoder's has another optimum. With no image to explain, the best plan is the [field](06-bound.ipynb) itself, whose marginals
 have the variance $\frac{1 + \gamma}{1 + 2 \gamma}$: two thirds at $\gamma = 1$. So a sleeping latent of the smooth encoder
-costs it a little, and that is the tilted prior of chapter 5, seen in an encoder.
+costs it a little, and that is the tilted prior of chapter 6, seen in an encoder.
 """
 
 # %%
@@ -363,7 +419,7 @@ rows = [
 ]
 Table(["nats said (width)", "digit", "with noise", "attacked"], rows)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "decoded-neighbours", "caption": "What each encoder makes of eight digits that were attacked to mislead it, decoded. The VAE sees other digits, sharply. The smooth encoder sees pale figures, most of them something between 0 and 8. The pinned one sees the digits."}, "image": {"alt": "Four rows of eight digits, 9 0 4 2 1 7 3 5. The digits; decoded from the VAE's attacked neighbours, dark shapes of other digits such as 3 and 8; from the smooth encoder's, pale grey shapes most of which resemble an 8; from the pinned encoder's, the digits themselves."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What each encoder makes of eight digits that were attacked to mislead it, decoded. The VAE sees other digits, sharply. The smooth encoder sees pale figures, most of them something between 0 and 8. The pinned one sees the digits.", "name": "decoded-neighbours"}, "image": {"alt": "Four rows of eight digits, 9 0 4 2 1 7 3 5. The digits; decoded from the VAE's attacked neighbours, dark shapes of other digits such as 3 and 8; from the smooth encoder's, pale grey shapes most of which resemble an 8; from the pinned encoder's, the digits themselves."}}
 
 
 def strip(images: torch.Tensor) -> torch.Tensor:
@@ -392,7 +448,7 @@ The short run above is on its way there: in {numref}`terms-while-training` the d
 rises.
 
 So the objective can be met in three ways: by smoothing, by shrinking, and by forgetting. The
-[chapter on the first two](09-smooth-or-shrink.ipynb) has a remedy for the second, the *pinned* encoder, which is trained at
+[chapter on the first two](12-smooth-or-shrink.ipynb) has a remedy for the second, the *pinned* encoder, which is trained at
 $\gamma = 10$. The table and the picture say that this encoder does not forget either. All this is one encoder of each kind,
 one seed, after 30,000 steps.
 

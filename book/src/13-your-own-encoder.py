@@ -121,7 +121,7 @@ def their_decoder() -> nn.Sequential:
 r"""
 ## Another selection mechanism
 
-The proof of [the bound](05-bound.ipynb) allows any $x'$. If you know that a small rotation does not change what an image
+The proof of [the bound](06-bound.ipynb) allows any $x'$. If you know that a small rotation does not change what an image
 means, let $x'$ be the image rotated by a random angle up to 20 degrees.
 """
 

@@ -8,6 +8,62 @@ evidence. This chapter states the bound and proves it, for the paper's own proof
 where everything is known, and says what the spring costs. At the end it ties the pair in another way, which costs nothing.
 """
 
+# %% cellView="form" tags=["remove-cell"]
+# @title Set-up: finds se_core, and chooses the sizes and the device
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+PROFILE = "tiny"  # @param ["tiny", "small", "paper"]
+REPOSITORY = ""
+BRANCH = "main"
+
+
+def places():
+    """Folders around this notebook; what a wheel or zip beside it or in Drive holds; a clone."""
+    here, drive = Path.cwd(), Path("/content/drive/MyDrive")
+    yield from (here, *here.parents, *here.glob("*/"))
+    archives = [*here.glob("*.whl"), *here.glob("*.zip"), *here.glob("*/*.whl")]
+    for archive in filter(is_zipfile, [*archives, *drive.glob("*.whl"), *drive.glob("*.zip")]):
+        folder = Path(tempfile.mkdtemp())
+        with ZipFile(archive) as content:
+            if any("se_core" in name for name in content.namelist()):
+                content.extractall(folder)
+        for wheel in folder.rglob("*.whl"):
+            with ZipFile(wheel) as content:
+                content.extractall(folder)
+        yield from (folder, *folder.glob("*/"))
+    if REPOSITORY:
+        to = here / "smooth-encoders"
+        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={BRANCH}", REPOSITORY, to]
+        print(subprocess.run(clone, capture_output=True, text=True).stderr, end="")
+        yield to
+
+
+if not importlib.util.find_spec("se_core"):
+    found = next((place for place in places() if (place / "se_core" / "__init__.py").exists()), None)
+    if not found:
+        raise RuntimeError(
+            "se_core is not here: put smooth-encoders-colab.zip, or its wheel, beside this notebook (on "
+            "Colab, drop it on Files at the left, or mount your Drive with it). Then run this cell again."
+        )
+    sys.path.insert(0, str(found))
+    print(f"se_core from {found}")
+
+import se_core
+from se_core.lab.config import usable_device
+
+PROFILE = os.environ.get("SE_PROFILE", PROFILE)
+DEVICE = str(usable_device(os.environ.get("SE_DEVICE", "auto")))
+package = Path(se_core.__file__).parent
+BOOK = next(place for place in (package / "book", package.parent / "book") if place.exists())
+if (PROFILE, DEVICE) != ("tiny", "cpu"):
+    print(f"profile {PROFILE}, device {DEVICE}")
+
 # %% tags=["hide-input"]
 import math
 
@@ -38,7 +94,7 @@ $Z_a$, and a fictive neighbour $x'$ with its latent $Z_b$. The two images have t
 latents.
 """
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "graphical-model", "caption": "The VAE's model and the smooth encoder's. Arrows downwards are the decoder, dashed arrows upwards the encoder. The black square is the spring between the two latents; with the priors of the two it makes the pair prior, in the frame. Grey is what is observed. The neighbour is made from the observation, by selection."}, "image": {"alt": "Left: a latent Z with an arrow down to the observed x, and a dashed arrow back up. Right: two latents Z a and Z b, in one frame, joined by a line with a black square, the spring; each has an arrow down to its image, the observed x and the fictive x prime, and a dashed arrow back up. A dotted arrow labelled selection leads from x to x prime."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The VAE's model and the smooth encoder's. Arrows downwards are the decoder, dashed arrows upwards the encoder. The black square is the spring between the two latents; with the priors of the two it makes the pair prior, in the frame. Grey is what is observed. The neighbour is made from the observation, by selection.", "name": "graphical-model"}, "image": {"alt": "Left: a latent Z with an arrow down to the observed x, and a dashed arrow back up. Right: two latents Z a and Z b, in one frame, joined by a line with a black square, the spring; each has an arrow down to its image, the observed x and the fictive x prime, and a dashed arrow back up. A dotted arrow labelled selection leads from x to x prime."}}
 
 
 def node(axes, x: float, y: float, name: str, observed: bool = False) -> None:
@@ -158,7 +214,7 @@ log_p = model.log_evidence(x)
 B_x = model.expected_log_likelihood(x, q_a) - kl_divergence(q_a, prior)  # the ELBO
 less("ELBO, against log p(x), in nats", B_x, log_p)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "what-the-bound-gives-away", "caption": "From the evidence down to the SE-ELBO. The first step is the VAE's own: its posterior is not exact. The other three are the smooth encoder's, and this chapter derives them."}, "image": {"alt": "Stacked areas against gamma. From the top: the exact log p(x), the ELBO just below it, then losses by the divergence of q_b from the prior, by the mutual information and by the coupling cost; the lower edge is the SE-ELBO, which falls as gamma grows."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "From the evidence down to the SE-ELBO. The first step is the VAE's own: its posterior is not exact. The other three are the smooth encoder's, and this chapter derives them.", "name": "what-the-bound-gives-away"}, "image": {"alt": "Stacked areas against gamma. From the top: the exact log p(x), the ELBO just below it, then losses by the divergence of q_b from the prior, by the mutual information and by the coupling cost; the lower edge is the SE-ELBO, which falls as gamma grows."}}
 gammas = torch.logspace(-2, 1.5, 60)
 levels = [log_p.expand(60), B_x.expand(60)]
 for loss in (
@@ -379,7 +435,7 @@ $$
 Two things follow. The factor is at most $(1 + \gamma)^{-D_z/2}$. So the SE-ELBO stays at least
 $\frac{D_z}2 \log(1 + \gamma)$ nats below $\log p(x)$, whatever the encoder does. And the factor tilts the prior: for the
 encoder it is as if the prior had the variance $\frac{1 + \gamma}{1 + 2\gamma}$ instead of 1. A constant teaches an encoder
-nothing; a narrower prior asks it for smaller latents. [A later chapter](09-smooth-or-shrink.ipynb) follows that up.
+nothing; a narrower prior asks it for smaller latents. [A later chapter](12-smooth-or-shrink.ipynb) follows that up.
 """
 
 # %%
@@ -469,7 +525,7 @@ image = DiagonalGaussian(rho * q_a.mean, variance.log())  # of q_a
 third = sum(paired_terms(q_a, image, gamma))
 holds("the third term is zero, to 1e-12, where q_b is the image of q_a", third < 1e-12)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "gap-of-two-priors", "caption": "How far below the evidence a bound stays, in the known model. The paper's bound for the two encodings of the picture before, and at its best over all plans. The paired prior's gap for the same encodings is smaller, where the spring is strong smaller than the paper's can ever be, and it is the ELBO's own if the neighbour is encoded as the prior expects."}, "image": {"alt": "Gap to log p(x) in nats against gamma on a logarithmic axis. The gap of the paper's bound rises with gamma, for two given encodings and at its best. The paired prior's gap for the same encodings falls from the same height, crosses the paper's best near gamma 4 and stays above the ELBO's own, a flat line near the bottom."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "How far below the evidence a bound stays, in the known model. The paper's bound for the two encodings of the picture before, and at its best over all plans. The paired prior's gap for the same encodings is smaller, where the spring is strong smaller than the paper's can ever be, and it is the ELBO's own if the neighbour is encoded as the prior expects.", "name": "gap-of-two-priors"}, "image": {"alt": "Gap to log p(x) in nats against gamma on a logarithmic axis. The gap of the paper's bound rises with gamma, for two given encodings and at its best. The paired prior's gap for the same encodings falls from the same height, crosses the paper's best near gamma 4 and stays above the ELBO's own, a flat line near the bottom."}}
 low = log_p - B_x
 best = log_p - torch.stack(
     [
@@ -519,7 +575,7 @@ agree(
 
 # %% [markdown]
 r"""
-A better bound is not yet a better encoder. [The chapter on smoothing and shrinking](09-smooth-or-shrink.ipynb) trains with
+A better bound is not yet a better encoder. [The chapter on smoothing and shrinking](12-smooth-or-shrink.ipynb) trains with
 both and judges. In code it is one word, `se_elbo(..., prior="paired")`.
 
 ## What the decoder sees
@@ -577,7 +633,7 @@ told to place the neighbours near the prior.
 :::{dropdown} Solution
 Neither. The gap is $\mathcal{KL}(q_a \| p) + I + \frac\gamma2 \langle c \rangle$: with the ELBO's own, twice the usual
 divergence, as in a VAE whose divergence is weighted by $\beta = 2$, plus the price of coupling a distribution to itself. It
-is a fair control, and [Figure 1](08-figure1.ipynb) has it.
+is a fair control, and [Figure 1](09-figure1.ipynb) has it.
 :::
 
 **3.** Which property of $c$ does the proof use?
