@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
@@ -23,14 +23,17 @@ from se_core.lab.evaluation import evaluate, evaluate_pretrained
 from se_core.lab.executors import LocalProcesses, configure_process
 from se_core.lab.experiments import (
     PANEL_LETTERS,
+    PROFILES,
     ProfileName,
     examples,
     figure1_runs,
+    longest_first,
     reproduce,
     row,
     summary,
 )
 from se_core.lab.figures import draw
+from se_core.lab.slurm import Slurm
 from se_core.lab.storage import read_json
 from se_core.lab.tables import accuracy_table
 from se_core.lab.training import Interrupted, train
@@ -95,8 +98,11 @@ def _reproduction() -> ArgumentParser:
     figure1.add_argument("--methods", type=list[str], default=None, help="some, as [vae,pinned]; all if absent")
     figure1.add_argument("--out", type=Path, default=None, help="output folder; runs/figure1-PROFILE if absent")
     figure1.add_argument(
-        "--workers", type=int, default=None, help="processes, of one thread each; one a core, on a GPU just one"
+        "--workers", type=int, default=None, help="runs at a time; one a core, on a GPU just one, of slurm all"
     )
+    figure1.add_argument("--executor", type=Literal["local", "slurm"], default="local", help="what runs them")
+    figure1.add_argument("--slurm", type=str, default="", help="options of sbatch: '--partition=gpu --time=4:00:00'")
+    figure1.add_argument("--dry_run", action="store_true", help="show what slurm would be given, and submit nothing")
     every_run = figure1.add_argument_group("of every run, in the place of what the profile says")
     every_run.add_class_arguments(RunConfig, as_group=False, skip=_OWN)
     figure1.set_defaults({field.name: None for field in fields(RunConfig) if field.name not in _OWN})
@@ -127,10 +133,24 @@ def _prepared(command: str, arguments: Namespace) -> Callable[[], None]:
             names = {field.name for field in fields(RunConfig)} & set(arguments.keys())
             overrides = {name: arguments[name] for name in names if arguments[name] is not None}
             overrides |= {"panels": arguments.panels, "seeds": arguments.seeds, "methods": arguments.methods}
-            on_cpu = figure1_runs(arguments.profile, **overrides)[0].device == "cpu"
-            workers = (_cores() if on_cpu else 1) if arguments.workers is None else arguments.workers
-            out = arguments.out or Path("runs") / f"figure1-{arguments.profile}"
-            return partial(_reproduce, arguments.profile, out.expanduser(), LocalProcesses(workers), overrides)
+            configs = figure1_runs(arguments.profile, **overrides)
+            out = (arguments.out or Path("runs") / f"figure1-{arguments.profile}").expanduser()
+            execute = _executor(arguments, configs[0].device)
+            if isinstance(execute, Slurm) and arguments.dry_run:
+                runs = longest_first(configs), PROFILES[arguments.profile].evaluation, out / "runs"
+                return lambda: print(execute.plan(*runs))
+            return partial(_reproduce, arguments.profile, out, execute, overrides)
+
+
+def _executor(arguments: Namespace, device: str) -> LocalProcesses | Slurm:
+    if arguments.executor == "slurm":
+        if arguments.device == "auto":
+            raise InvalidValueError("device='auto': which, this machine cannot tell for others; choose cpu or cuda")
+        return Slurm(arguments.workers, arguments.slurm)
+    if arguments.slurm or arguments.dry_run:
+        raise InvalidValueError("--slurm and --dry-run are for --executor slurm; add it, or leave them")
+    workers = _cores() if device == "cpu" else 1
+    return LocalProcesses(workers if arguments.workers is None else arguments.workers)
 
 
 def _train(config: RunConfig, runs: Path, checkpoint_every: int) -> None:
@@ -153,7 +173,7 @@ def _compare(folders: list[Path], config: EvaluationConfig, out: Path, device: s
     print("\n" + "  ".join(str(path) for path in (*sorted(out.glob("*.png")), out / "results.json")))
 
 
-def _reproduce(profile: ProfileName, out: Path, execute: LocalProcesses, overrides: dict[str, Any]) -> None:
+def _reproduce(profile: ProfileName, out: Path, execute: LocalProcesses | Slurm, overrides: dict[str, Any]) -> None:
     results = reproduce(profile, out, execute, **overrides)
     draw(results, examples(results, out), out)
     print(accuracy_table(results["records"]))

@@ -79,6 +79,20 @@ def evaluate(folder: Path, config: EvaluationConfig, device: str = "cpu") -> Pat
     return path
 
 
+def evaluated(folder: Path, config: EvaluationConfig) -> Path | None:
+    """The file that `evaluate` would return without writing it, if there is one. Needs the data, not the run's device.
+    Raises DataError as `evaluate` does."""
+    path = folder / f"evaluation-{digest(config)}.json"
+    if not path.exists():
+        return None
+    try:
+        run, _ = load_run(folder)
+    except CheckpointError:
+        return None
+    check_data(folder, images(run, "train").sha256)
+    return path if _is_sound(path, images(run, config.split).sha256) else None
+
+
 def evaluate_pretrained(name: str, config: EvaluationConfig, device: str = "cpu") -> list[dict[str, Any]]:
     """The records, as in `evaluate`, of a pretrained encoder and its probes on the bundled digits; the probes are those
     that it came with, whatever `config.l2`. Raises what `load_pretrained` and `usable_device` raise."""

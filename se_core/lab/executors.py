@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from se_core.errors import InvalidValueError, SmoothEncoderError
-from se_core.lab.config import EvaluationConfig, RunConfig
+from se_core.lab.config import EvaluationConfig, RunConfig, usable_device
 from se_core.lab.experiments import Event, train_and_evaluate
 from se_core.lab.training import Interrupted
 
@@ -41,7 +41,7 @@ class LocalProcesses:
 
     On few cores, several processes of one thread beat one process of several. Ctrl-C stops trainings at their next step
     and saves them, and sees evaluations through; a second one ends all at once. Raises InvalidValueError for fewer than
-    one worker, WorkerKilled where a process ends by itself, and what a run raises.
+    one worker and for a device that is not there, WorkerKilled where a process ends by itself, and what a run raises.
     """
 
     workers: int
@@ -53,6 +53,8 @@ class LocalProcesses:
     def __call__(
         self, configs: Sequence[RunConfig], evaluation: EvaluationConfig, runs: Path
     ) -> Generator[Event, None, None]:
+        for device in {config.device for config in configs}:
+            usable_device(device)
         jobs: queue.SimpleQueue[RunConfig] = queue.SimpleQueue()
         for config in configs:
             jobs.put(config)

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from se_core.datasets import DatasetName
 from se_core.errors import InvalidValueError
-from se_core.lab.config import EvaluationConfig, RunConfig, usable_device
+from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import evaluate
 from se_core.lab.milestones import judge_on_the_way
 from se_core.lab.runs import load_run, read
-from se_core.lab.storage import exclusive, provenance, read_json, write_json
+from se_core.lab.storage import exclusive, machines_of, provenance, read_json, write_json
 from se_core.lab.training import Interrupted, train
 from se_core.networks import VAE, Architecture
 
@@ -50,7 +50,6 @@ PANELS = (
     Panel("c", "mnist", "mlp", "digit"),
     Panel("d", "mnist", "conv", "digit"),
 )
-
 
 PANEL_LETTERS = "".join(panel.letter for panel in PANELS)
 
@@ -199,14 +198,12 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Train and evaluate `configs` under `runs`; the evaluations in the order of `configs`.
 
-    What is finished is not done again, so the same call continues after an interruption. Shows a progress bar in a
-    terminal and prints a row a run elsewhere. Raises Interrupted after Ctrl-C, and what `train` and `evaluate` raise;
-    devices and data that are not there before any run begins.
+    What is finished is not done again, so the same call continues. Shows a progress bar in a terminal, rows elsewhere.
+    Raises DataError for data that are not there before any run, Interrupted after Ctrl-C, and what `execute` raises.
     """
-    for config in {(*c.data, c.source, c.device): c for c in configs}.values():
-        usable_device(config.device)
+    for config in {(*c.data, c.source): c for c in configs}.values():
         read(config, "train")
-    distinct = sorted(dict.fromkeys(configs), key=_cost, reverse=True)  # the last one to end is short
+    distinct = longest_first(configs)
     done: dict[RunConfig, Path] = {}
     with (
         closing(execute(distinct, evaluation, runs)) as events,
@@ -220,9 +217,13 @@ def run_all(
                     tqdm.write(f"[{len(done):2d}/{len(distinct)}] {summary(read_json(event.evaluation))}")
                 bar.set_postfix_str(f"{len(done)} of {len(distinct)} done")
         except (KeyboardInterrupt, Interrupted):
-            message = f"stopped with {len(done)} of {len(distinct)} runs done; the same command continues"
-            raise Interrupted(message) from None
+            raise Interrupted(f"stopped with {len(done)} of {len(distinct)} done; the same command continues") from None
     return [read_json(done[config]) for config in configs]
+
+
+def longest_first(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The runs, each once, in the order to begin them: the last one to end shall be short."""
+    return sorted(dict.fromkeys(configs), key=_cost, reverse=True)
 
 
 def _cost(config: RunConfig) -> float:
@@ -267,12 +268,13 @@ def reproduce(
     """
     configs = figure1_runs(profile, panels, seeds, methods, **overrides)
     evaluation = PROFILES[profile].evaluation
-    origin, started = provenance(configs[0].device), time.monotonic()
+    origin, started = provenance(), time.monotonic()
     with exclusive(out):
         evaluations = run_all(configs, evaluation, out / "runs", execute, f"Figure 1, {profile}")
         trained = [read_json(out / "runs" / config.name / "finished.json") for config in configs]
         results = {
             "provenance": origin
+            | machines_of(made["provenance"] for made in (*trained, *evaluations))
             | {
                 "profile": profile,
                 "seeds": sorted({config.seed for config in configs}),

@@ -6,6 +6,7 @@ once finished, `model.safetensors` and `finished.json`.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,6 +231,17 @@ def milestones(folder: Path) -> list[dict[str, Any]]:
     """The rows that `judge_on_the_way` left in a run's metrics, with their steps."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{"step": row["step"]} | row["validation"] for row in rows if "validation" in row]
+
+
+def logged_step(folder: Path) -> int:
+    """The step of the last row of a run's metrics, read from the end of the file; 0 where there is none."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next(filter(None, map(_logged_step, reversed(lines))), 0)
 
 
 def _logged_step(line: str) -> int:

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -174,3 +174,9 @@ def provenance(device: str = "cpu") -> dict[str, str]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
     }
+
+
+def machines_of(provenances: Iterable[dict[str, str]]) -> dict[str, str]:
+    """The machines and devices of several results, each once: on a cluster, not those of the login node."""
+    known = list(provenances)
+    return {key: "; ".join(sorted({place[key] for place in known})) for key in ("machine", "device")}

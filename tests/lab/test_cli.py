@@ -232,6 +232,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ["reproduce", "--profile=tiny", "--workers=0", "--out=OUT"],
         ["reproduce", "--profile=tiny", "--gamma=-1", "--out=OUT"],
         ["reproduce", "--profile=tiny", "--device=tpu", "--out=OUT"],
+        ["reproduce", "--profile=tiny", "--slurm=--time=60", "--out=OUT"],
+        ["reproduce", "--profile=tiny", "--dry-run", "--out=OUT"],
+        ["reproduce", "--profile=tiny", "--executor=slurm", "--slurm=--array=0-3", "--out=OUT"],
+        ["reproduce", "--profile=tiny", "--executor=slurm", "--out=OUT", "--workers=0"],
     ],
 )
 def test_what_cannot_run_is_refused_before_a_folder_is_made(
@@ -270,6 +274,23 @@ def test_a_closed_pipe_is_no_traceback(whole: Path) -> None:
     assert process.returncode == 141
     assert "Traceback" not in said
     assert "Broken" not in said
+
+
+def test_slurm_is_asked_for_by_name_and_has_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    argv = ["reproduce", "--profile=tiny", f"--out={tmp_path / 'out'}"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for more, words in (
+        (["--executor=slurm"], "there is no sbatch on this machine; call it on a cluster's login node"),
+        (["--executor=slurm", "--slurm=-p gpu -J mine"], "slurm='-p gpu -J mine': -J is not yours to choose; leave it"),
+        (["--executor=slurm", "--slurm='"], "check its quotes"),
+        (["--executor=slurm", "--device=auto"], "device='auto': which, this machine cannot tell for others"),
+        (["--slurm=-p gpu"], "are for --executor slurm; add it, or leave them"),
+        (["--executor=pbs"], "pbs"),
+    ):
+        assert words in _fails([*argv, *more], capsys)
+        assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_wants_one_subject(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,13 +12,14 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from se_core.datasets import load
+from se_core.datasets import DataError, load
 from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import (
     accuracy_against_radius,
     diagnostics,
     encode_means,
     evaluate,
+    evaluated,
     fit_probe,
 )
 from se_core.lab.runs import load_run
@@ -175,7 +176,32 @@ def test_evaluate_writes_once_and_repeats_bitwise(trained: Path) -> None:
     for damage in (b"", b"{}", first[:-5]):
         path.write_bytes(damage)
         assert evaluate(trained, config).read_bytes() == first
-    assert evaluate(trained, EvaluationConfig(radii=(0.0,), test_images=80)) != path
+    other = EvaluationConfig(radii=(0.0,), test_images=80)
+    assert evaluated(trained, config) == path
+    assert evaluated(trained, other) is None
+    assert evaluate(trained, other) != path
+
+
+def test_only_a_sound_evaluation_of_a_sound_run_is_there(trained: Path, tmp_path: Path) -> None:
+    """What `evaluated` finds is what `evaluate` would not write again."""
+    folder = Path(shutil.copytree(trained, tmp_path / trained.name))
+    config = EvaluationConfig(radii=(0.0,), attack_steps=2, test_images=20)
+    path = evaluate(folder, config)
+    model, found = (folder / "model.safetensors").read_bytes(), path.read_text()
+    for file, damage in (
+        (folder / "model.safetensors", model[:-1]),
+        (path, found[:-1].encode()),
+        (path, json.dumps(json.loads(found) | {"attack": {}}).encode()),
+        (path, json.dumps(json.loads(found) | {"test_sha256": "0"}).encode()),
+    ):
+        sound = file.read_bytes()
+        file.write_bytes(damage)
+        assert evaluated(folder, config) is None
+        file.write_bytes(sound)
+        assert evaluated(folder, config) == path
+    (folder / "data.json").write_text('{"train": "0"}')
+    with pytest.raises(DataError, match="the data have changed"):
+        evaluated(folder, config)
 
 
 def test_an_unfinished_run_is_not_evaluated(tmp_path: Path) -> None:

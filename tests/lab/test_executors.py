@@ -183,6 +183,12 @@ def test_ctrl_c_stops_all_and_the_same_call_continues(tmp_path: Path) -> None:
         assert outcome(tmp_path / "parts" / folder.name) == outcome(folder)
 
 
+def test_a_device_that_is_not_there_is_refused_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"device='cuda:99': this torch .* finds no such GPU"):
+        list(LocalProcesses(1)([*_configs(1), *_configs(1, device="cuda:99")], EVALUATION, tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_workers_are_at_least_one(workers: int) -> None:
     with pytest.raises(ValueError, match=f"workers={workers} must be at least 1"):

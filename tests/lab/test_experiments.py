@@ -1,6 +1,8 @@
 """Figure 1 end to end at its smallest size, through the command line, interrupted and not."""
 
+import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
@@ -50,6 +52,19 @@ def test_results_hold_records_and_provenance(whole: Path) -> None:
         results["provenance"]
     )
     assert len(results["diagnostics"]) == len(results["provenance"]["runs"])
+
+
+def test_results_say_where_their_runs_were_made(whole: Path, tmp_path: Path) -> None:
+    """Which may be another machine than the one that puts them together."""
+    shutil.copytree(whole / "runs", tmp_path / "runs")
+    (config,) = figure1_runs("tiny", "c", [0], ["vae"])
+    record = tmp_path / "runs" / config.name / "finished.json"
+    finished = json.loads(record.read_text())
+    finished["provenance"] |= {"device": "NVIDIA A100", "machine": "aarch64"}
+    record.write_text(json.dumps(finished))
+    origin = reproduce("tiny", tmp_path, LocalProcesses(1), "c", [0], ["vae"])["provenance"]
+    assert origin["device"] == "NVIDIA A100; cpu"
+    assert origin["machine"] == f"aarch64; {results_of(whole)['provenance']['machine']}"
 
 
 def test_two_reproductions_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from se_core.datasets import DataError
 from se_core.lab import runs, storage
 from se_core.lab.config import EvaluationConfig
 from se_core.lab.evaluation import evaluate
-from se_core.lab.runs import load_run
+from se_core.lab.runs import load_run, logged_step
 from se_core.lab.storage import CheckpointError, StorageError, exclusive, write_atomically
 from se_core.lab.training import Interrupted, train
 
@@ -136,6 +136,15 @@ def test_a_damaged_log_does_not_stop_a_run(tiny_config: Any, tmp_path: Path) -> 
     log = tmp_path / "parts" / config.name / "metrics.jsonl"
     log.write_bytes(log.read_bytes() + b'{}\n{"step": 5\n\xff\xfe\n')
     assert outcome(train(config, tmp_path / "parts")) == outcome(whole)
+
+
+def test_the_last_step_is_read_from_the_end_of_the_metrics(tmp_path: Path) -> None:
+    """However long they are, and while a row is being written."""
+    assert logged_step(tmp_path) == 0
+    rows = [json.dumps({"step": step, "bound": "x" * (step % 100)}) + "\n" for step in range(50, 20_000, 50)]
+    for text, step in (("", 0), ('{"st', 0), (rows[0], 50), ("".join(rows), 19_950), ("".join(rows)[:-9], 19_900)):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        assert logged_step(tmp_path) == step
 
 
 def test_the_wall_time_is_that_of_all_sessions(
