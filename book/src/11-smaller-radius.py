@@ -117,19 +117,16 @@ under_attack = {
     label: mean_and_interval([100 * robustness(points) for points in group])
     for label, group in curves.items()
 }
+
+
+def at(label: str, radius: float) -> str:
+    return plus_minus(*mean_and_interval([100 * points[radius] for points in curves[label]]), 0)
+
+
+radii = study["radii"]
 Table(
-    ["trained with", *(f"{radius:g}" for radius in study["radii"]), "0.02 to 0.2"],
-    [
-        [
-            label,
-            *(
-                plus_minus(*mean_and_interval([100 * points[radius] for points in group]), 0)
-                for radius in study["radii"]
-            ),
-            plus_minus(*under_attack[label], 1),
-        ]
-        for label, group in curves.items()
-    ],
+    ["trained with", *(f"{radius:g}" for radius in radii), "0.02 to 0.2"],
+    [[c, *(at(c, radius) for radius in radii), plus_minus(*under_attack[c], 1)] for c in curves],
 )
 
 # %% tags=["hide-input"]
