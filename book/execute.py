@@ -12,7 +12,7 @@ import nbformat
 from nbclient import NotebookClient
 from pairing import BOOK, convert, notebook_of, pair, source_of
 
-# Seconds that a cell may take, by profile: of `tiny`, which CI runs, two minutes; `paper` is for a GPU and takes its time.
+# Seconds that a cell may take, by profile. CI runs `tiny`; `paper` is for a GPU, and takes its time.
 CELL_TIMEOUT = {"tiny": 120, "small": 1800, "paper": None}
 
 

@@ -4,6 +4,7 @@ A check prints one line and `pytest --nbval` compares it. So it names the bound 
 difference itself, whose last digits change from machine to machine.
 """
 
+import math
 from typing import Any
 
 import matplotlib as mpl
@@ -23,7 +24,18 @@ def agree(what: str, ours: Numbers, theirs: Numbers, *, rtol: float = 0.0, atol:
     bound = " + ".join(f"{size:.0e}{unit}" for size, unit in ((atol, ""), (rtol, " of it")) if size) or "0"
     many = f"{a.numel()} numbers, the largest " if a.numel() > 1 else ""
     largest = b.abs().argmax() if b.numel() else 0
-    print(f"{what}: {many}{a.reshape(-1)[largest]:.6g} and {b.reshape(-1)[largest]:.6g}, apart by at most {bound}")
+    shown = [_rounded(float(values.reshape(-1)[largest]), rtol, atol) for values in (a, b)]
+    print(f"{what}: {many}{shown[0]} and {shown[1]}, apart by at most {bound}")
+
+
+def _rounded(value: float, rtol: float, atol: float) -> str:
+    """To the digits that the tolerance vouches for, six at most: the others differ between machines."""
+    if abs(value) <= atol:
+        return "0"
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    digits = -math.log10(max(rtol + atol / abs(value), 1e-6))
+    return f"{value:.{max(1, int(digits + 1e-9))}g}"
 
 
 def less(what: str, smaller: float, larger: float, digits: int = 2) -> None:
