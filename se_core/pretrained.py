@@ -84,6 +84,7 @@ def load_pretrained(name: str) -> Pretrained:
     for key, weight in tensors.items():
         if key.startswith("probe.") and key.endswith(".weight"):
             task = key.split(".")[1]
-            probes[task] = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0]).requires_grad_(False)
+            with torch.random.fork_rng(devices=[]):  # what it is initialised with is overwritten
+                probes[task] = nn.Linear(weight.shape[1], weight.shape[0]).requires_grad_(False)
             probes[task].load_state_dict({"weight": weight, "bias": tensors[f"probe.{task}.bias"]})
     return Pretrained(vae.eval(), probes, record)

@@ -435,7 +435,7 @@ Colour digits, what the selection attack makes of them, and what each model reco
 are still the same digits in the same colours to us.
 """
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Eight colour digits, the attacked ones, and what each model reconstructs from either.", "name": "attacked-digits"}, "image": {"alt": "Eight coloured digits in ten rows: the digits; for the VAE, the smooth encoder and the pinned smooth encoder the attacked digits, the reconstructions of the digits, and those of the attacked digits. The VAE reconstructs attacked digits as other digits in other colours, the smooth encoder as dark blurs; the pinned encoder keeps the colour, and often the digit."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Eight colour digits, the attacked ones, and what each model reconstructs from either.", "name": "attacked-colour-digits"}, "image": {"alt": "Eight coloured digits in ten rows: the digits; for the VAE, the smooth encoder and the pinned smooth encoder the attacked digits, the reconstructions of the digits, and those of the attacked digits. The VAE reconstructs attacked digits as other digits in other colours, the smooth encoder as dark blurs; the pinned encoder keeps the colour, and often the digit."}}
 Image(Path(BOOK) / "_static" / "attacked_digits-small.png", width=640)
 
 # %% [markdown]

@@ -19,7 +19,7 @@ Numbers = float | Tensor
 def agree(what: str, ours: Numbers, theirs: Numbers, *, rtol: float = 0.0, atol: float = 0.0) -> None:
     """Check that |ours - theirs| <= atol + rtol |theirs|, entry by entry, and say so: of tensors, for their largest
     entry. Raises AssertionError, with torch's account of the difference."""
-    a, b = torch.as_tensor(ours), torch.as_tensor(theirs)
+    a, b = (torch.as_tensor(numbers).detach() for numbers in (ours, theirs))
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False, msg=lambda m: f"{what}: {m}")
     bound = " + ".join(f"{size:.0e}{unit}" for size, unit in ((atol, ""), (rtol, " of it")) if size) or "0"
     many = f"{a.numel()} numbers, the largest " if a.numel() > 1 else ""

@@ -82,7 +82,9 @@ def test_the_set_up_cell_finds_the_package_and_what_the_chapters_read(
             with ZipFile(next(wheels.glob("*.whl"))) as content:
                 content.extractall(tmp_path / "installed")
             environment = {"PYTHONPATH": str(tmp_path / "installed")}
-    read = {path for s in SOURCES for path in re.findall(r'Path\(BOOK\) / "(\w+)" / "([\w.-]+)"', s.read_text())}
+    code = "".join(source.read_text() for source in SOURCES)
+    read = set(re.findall(r'Path\(BOOK\) / "(\w+)" / "([\w.-]+)"', code))
+    read |= {("results", f"{name}.json") for name in re.findall(r'committed\("([\w-]+)"\)', code)}
     assert len(read) > 4
     check = f"for folder, name in {read}: (BOOK / folder / name).read_bytes()\nprint(PROFILE, DEVICE)"
     result = run(python, here, f"{cell}\n{check}", environment)

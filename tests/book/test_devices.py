@@ -1,6 +1,5 @@
 """The chapters on a GPU: one that is pretended, and refuses what a GPU refuses."""
 
-import ast
 import re
 import sys
 from pathlib import Path
@@ -14,31 +13,24 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretend_device import pretended_device
 
+from se_core.lab import display
 from se_core.lab.evaluation import fit_probe
 
 SOURCES = Path(__file__).parents[2] / "book" / "src"
 CHAPTERS = [source.stem for source in sorted(SOURCES.glob("*.py")) if "}[PROFILE]" in source.read_text()]
 
 
-class Evaluated(ast.NodeTransformer):
-    """assert x -> x: after so little training there is nothing to claim, but it must be possible to ask."""
-
-    def visit_Assert(self, node: ast.Assert) -> ast.Expr:
-        return ast.copy_location(ast.Expr(node.test), node)
-
-
-def shortened(name: str) -> ast.Module:
+def shortened(name: str) -> str:
     """The code of a chapter with as few steps of training and attack as it runs with."""
     cells = jupytext.read(SOURCES / f"{name}.py", fmt="py:percent").cells
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     steps = 20 if name == "08-training" else 2  # its curves are means over twenty
     code = re.sub(r'("tiny": (?:\{"iterations": )?)\d[\d_]*', rf"\g<1>{steps}", code)
-    code = re.sub(r"attack_steps=\d+, test_images=\d+", "attack_steps=2, test_images=60", code)
-    return ast.fix_missing_locations(Evaluated().visit(ast.parse(code)))
+    return re.sub(r"attack_steps=\d+, test_images=\d+", "attack_steps=2, test_images=60", code)
 
 
 def test_all_chapters_that_train_are_among_them() -> None:
-    assert len(CHAPTERS) == 5
+    assert len(CHAPTERS) == 3
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of torch, met by matplotlib
@@ -47,6 +39,8 @@ def test_a_chapter_keeps_its_tensors_on_the_device(name: str, monkeypatch: pytes
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     monkeypatch.setenv("SE_DEVICE", "auto")
     monkeypatch.delenv("SE_PROFILE", raising=False)
+    for check in ("agree", "less", "holds"):  # after so little training there is nothing to claim
+        monkeypatch.setattr(display, check, lambda *numbers, **tolerances: None)
     namespace: dict[str, Any] = {}
     with pretended_device("mps"):
         exec(compile(shortened(name), name, "exec"), namespace)

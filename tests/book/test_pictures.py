@@ -219,6 +219,7 @@ def test_attacked_images_are_torch_s(
     "strokes",
     [
         [[[0.1, 0.2], [0.3, 0.2], [0.12, 0.6]]],  # a small seven in a corner
+        [[[0.2, 0.1], [0.2, 0.8], [0.6, 0.8]]],  # lopsided both ways
         [[[0.2, 0.1], [0.25, 0.9]]],  # a one
         [[[0.1, 0.5], [0.9, 0.5]], [[0.5, 0.4], [0.5, 0.6]]],  # wider than high
         [[[0.7, 0.7]]],  # a dot

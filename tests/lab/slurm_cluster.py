@@ -46,7 +46,7 @@ PartitionName=main Nodes={host} Default=YES PriorityTier=1 State=UP
 PartitionName=urgent Nodes={host} PriorityTier=9 State=UP
 """
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "setpriv")
-DEADLINE_S = 600
+DEADLINE_S = 300
 
 
 def missing() -> str:

@@ -91,7 +91,7 @@ def _help(argv: list[str], capsys: pytest.CaptureFixture) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["data", "train", "evaluate", "reproduce"])
+@pytest.mark.parametrize("command", ["data", "train", "evaluate", "compare", "reproduce"])
 def test_help_has_words_for_every_option(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -100,9 +100,9 @@ def test_help_has_words_for_every_option(
     (line,) = re.findall(rf"^    {command} +(.+)$", _help([], capsys), re.MULTILINE)
     assert len(line.split()) > 3
     shown = _help([command], capsys)
-    options = re.findall(r"^  (--\S+|run)(?: [^ ]+)*  +(.*)$", shown, re.MULTILINE)
+    options = re.findall(r"^  (--\S+|runs?)(?: [^ ]+)*  +(.*)$", shown, re.MULTILINE)
     said = {name: words.partition("(type:")[0] for name, words in options}
-    assert set(said) >= set(re.findall(r"\[(--\w+|run)\b", shown))  # those of the usage
+    assert set(said) >= set(re.findall(r"\[(--\w+|runs?)\b", shown))  # those of the usage
     assert not [name for name, words in said.items() if len(words.split()) < 2]
 
 

@@ -14,6 +14,7 @@ def test_a_check_says_what_it_compared(capsys: pytest.CaptureFixture[str]) -> No
     agree("nothing", torch.zeros(1), 0 * torch.ones(1))
     agree("noise", torch.tensor([-2.6e-8, 3e-9]), torch.zeros(2), atol=1e-5)
     agree("a variance", 0.99966, 1.0, rtol=2e-3)
+    agree("a parameter", torch.ones((), requires_grad=True), 1.0)
     agree("infinity", math.inf, math.inf)
     less("share moved, pinned against free", 0.25, 0.5)
     holds("the plan is symmetric", torch.tensor(True))
@@ -23,6 +24,7 @@ def test_a_check_says_what_it_compared(capsys: pytest.CaptureFixture[str]) -> No
         "nothing: 0 and 0, apart by at most 0",
         "noise: 2 numbers, the largest 0 and 0, apart by at most 1e-05",
         "a variance: 1 and 1, apart by at most 2e-03 of it",
+        "a parameter: 1 and 1, apart by at most 0",
         "infinity: inf and inf, apart by at most 0",
         "share moved, pinned against free: 0.25 < 0.50",
         "the plan is symmetric: yes",

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,7 @@ class Watch:
         wait_until(
             lambda: ask("squeue", "--noheader", f"--job={self.job}", "--format=%T") == "PENDING", "it is requeued"
         )
+        time.sleep(2)  # a job that begins within a second of its end is refused: "credential revoked"
         ask("scontrol", "update", f"JobId={self.job}", "StartTime=now")
 
     def ends_as(self, alone: Path) -> None:

@@ -59,6 +59,7 @@ def choices() -> None:
 
 
 def data() -> None:
+    load("minst", "train")  # type: ignore[call-overload]
     digits = load("mnist", "train")
     assert_type(digits[0], tuple[Tensor, ...])
     batches: DataLoader[Any] = DataLoader(digits, batch_size=64)
