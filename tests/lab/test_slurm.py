@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,14 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, slurm_cluster.cluster():
         patch.setattr(slurm, "_POLL_S", 0.2)
         yield
+
+
+# A background process may begin deaf to Ctrl-C; what it executes is not.
+HEARS_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,11 +132,10 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_attaches_again(
     panel = ["--panels=c", "--seeds=[0]"]
     command = reproduce_command(tmp_path / "slurm", "--executor=slurm", "--slurm=--gres=gpu:1", *panel)
     with subprocess.Popen(
-        [*command, "--methods=[se]"],
+        [sys.executable, "-c", HEARS_CTRL_C, *command, "--methods=[se]"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stderr
         (number,) = re.findall(r"job array (\d+): 1 runs submitted", process.stderr.readline())
