@@ -98,7 +98,10 @@ class Slurm:
             tqdm.write(f"{len(jobs)} runs are in the queue already", file=sys.stderr)
         try:
             for array, command in self._submissions(rest, evaluation, runs):
-                jobs |= _submit(array, command)
+                array.write()
+                number = _ask(*command).split(";")[0].strip()  # on a federation the cluster's name follows
+                jobs |= {config: _Job(number, array, task) for task, config in enumerate(array.configs)}
+                tqdm.write(f"job array {number}: {len(array.configs)} runs submitted", file=sys.stderr)
             yield from _watch(jobs, evaluation, runs)
         except (KeyboardInterrupt, GeneratorExit):
             numbers = " ".join(dict.fromkeys(job.id for job in jobs.values()))
@@ -137,13 +140,6 @@ def _ask(*command: str) -> str:
     if done.returncode:
         raise SlurmError(done.stderr.strip() or f"{command[0]} ended with status {done.returncode}")
     return done.stdout
-
-
-def _submit(array: Array, command: list[str]) -> dict[RunConfig, _Job]:
-    array.write()
-    number = _ask(*command).split(";")[0].strip()  # on a federation the cluster's name follows
-    tqdm.write(f"job array {number}: {len(array.configs)} runs submitted", file=sys.stderr)
-    return {config: _Job(number, array, task) for task, config in enumerate(array.configs)}
 
 
 def _longest_array() -> int:
