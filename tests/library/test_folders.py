@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from se_core import folders, load
+from se_core._image_files import decoded
 from se_core._torchvision import import_torchvision
 from se_core.datasets import DataError
 from se_core.errors import InvalidTypeError, InvalidValueError
@@ -299,6 +300,25 @@ def test_damaged_files_are_named_and_left_out_on_request(
     assert "b/7.png" in caplog.text
     assert sum(map(len, data.values())) == 119
     assert not [file for part in data.values() for file in part.files if file == "b/7.png"]
+
+
+def test_no_flipped_bit_of_a_png_changes_a_pixel_unnoticed() -> None:
+    """The checksums of the format tell; a decoder that stops once it has all pixels would miss three of these bits."""
+    pixels = 4 * np.indices((28, 28), dtype=np.uint8).sum(0, dtype=np.uint8)
+    content = png(Image.fromarray(pixels))
+    assert len(content) < 100
+    changed, noticed = [], 0
+    for place, bit in np.ndindex(len(content), 8):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << bit
+        try:
+            found = decoded(bytes(flipped), image_size=0)
+        except Exception:
+            noticed += 1
+        else:
+            changed += [(place, bit)] * (not np.array_equal(found[..., 0], pixels))
+    assert changed == []
+    assert noticed > 7 * len(content)
 
 
 def test_of_many_damaged_files_ten_are_named(own: Path) -> None:
