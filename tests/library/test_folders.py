@@ -388,6 +388,10 @@ def test_other_layouts_are_refused(change, message: str, own: Path) -> None:
 
 def test_a_folder_that_has_changed_is_read_again(own: Path) -> None:
     before = load("images", "train", own)
+    first = own / before.files[0]
+    first.write_bytes((own / before.files[1]).read_bytes())  # now a copy of the second, beside it by its SHA-256
+    assert torch.equal(*load("images", "train", own).pixels[:2])
+    assert not torch.equal(*before.pixels[:2])
     for path in (own / "a").iterdir():
         path.unlink()
     shutil.rmtree(own / "a")
