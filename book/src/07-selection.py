@@ -86,23 +86,23 @@ We need an encoder to attack. It is the plain VAE of [Figure 1](09-figure1.ipynb
 
 # %%
 RADIUS = 0.2
-vae = load_pretrained("mnist-mlp-vae").vae.to(DEVICE).requires_grad_(False)
-vae.double()  # so that the digits below are the same on every processor
-test = load("mnist", "test").to(DEVICE)
-x = test.images(torch.arange(128, device=DEVICE)).double()
+# In double precision, so that the digits below are the same on every processor; not every GPU has it.
+vae = load_pretrained("mnist-mlp-vae").vae.double().requires_grad_(False)
 encoder = vae.encoder
+test = load("mnist", "test")
+x = test.images(torch.arange(128)).double()
 
-generator = torch.Generator(DEVICE).manual_seed(0)
+generator = torch.Generator().manual_seed(0)
 x_prime = fictive_sample(encoder, x, RADIUS, steps=20, generator=generator)
-noise = RADIUS * (2 * torch.randint(2, x.shape, generator=generator, device=DEVICE) - 1)
+noise = RADIUS * (2 * torch.randint(2, x.shape, generator=generator) - 1)
 x_random = (x + noise).clamp(0, 1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two neighbours of each digit, both changed by at most 0.2 in each pixel, and what the VAE makes of them. With noise it takes five of the eight for another digit, attacked all eight.", "name": "attacked-digits"}, "image": {"alt": "Six rows of eight digits, 9 0 4 2 1 7 3 5. The digits, and their reconstructions, of which only the 4 fails. The digits with random noise, and their reconstructions: the 9 becomes a 5, the 4 a 0, the 1 an 8, the 7 a 3, the 5 an 8. The attacked digits, with patches of grey, still legible, and their reconstructions: a 2, and shapes like 3 and 8."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two neighbours of each digit, both changed by at most 0.2 in each pixel, and what the VAE makes of them. With noise it takes five of the eight for another digit, attacked all eight.", "name": "two-neighbours"}, "image": {"alt": "Six rows of eight digits, 9 0 4 2 1 7 3 5. The digits, and their reconstructions, of which only the 4 fails. The digits with random noise, and their reconstructions: the 9 becomes a 5, the 4 a 0, the 1 an 8, the 7 a 3, the 5 an 8. The attacked digits, with patches of grey, still legible, and their reconstructions: a 2, and shapes like 3 and 8."}}
 
 
 def strip(images: torch.Tensor) -> torch.Tensor:
     """Eight images in a row, as ink on paper."""
-    return torch.cat(list(pad(images[:8, 0], (1, 1, 1, 1))), -1).cpu()
+    return torch.cat(list(pad(images[:8, 0], (1, 1, 1, 1))), -1)
 
 
 rows = []
@@ -144,7 +144,7 @@ The idea of attacking a latent is that of Kos et al. {cite:year}`kos2017`. The p
 def attack(x: torch.Tensor, steps: int, generator: torch.Generator) -> torch.Tensor:
     step_size = 2.5 * RADIUS / steps
     q_x = encoder(x)
-    noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
     x_prime = (x + RADIUS * (2 * noise - 1)).clamp(0, 1)
     for _ in range(steps):
         x_prime.requires_grad_()
@@ -163,8 +163,8 @@ the two find the same.
 
 # %%
 q_x = encoder(x)
-by_hand = attack(x, 20, torch.Generator(DEVICE).manual_seed(0))
-from_library = fictive_sample(encoder, x, RADIUS, 20, generator=torch.Generator(DEVICE).manual_seed(0))
+by_hand = attack(x, 20, torch.Generator().manual_seed(0))
+from_library = fictive_sample(encoder, x, RADIUS, 20, generator=torch.Generator().manual_seed(0))
 moved, ours = (w2_squared(q_x, encoder(neighbour)).mean() for neighbour in (from_library, by_hand))
 less("mean W_2^2, loop against library, apart by per cent", 100 * (ours / moved - 1).abs(), 1.0)
 holds("no pixel changes by more than the radius", (x_prime - x).abs().max() <= RADIUS + 1e-6)
@@ -189,8 +189,8 @@ less(
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "How far 128 digits move in the latent space of the VAE, by a random corner of the ball and by the attack.", "name": "moved-by-noise-and-by-attack"}, "image": {"alt": "Two histograms of the squared Wasserstein distance on a logarithmic axis. Random neighbours lie around 3, attacked ones around 20, and the two hardly overlap."}}
 figure, axes = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
 bins = torch.logspace(-0.5, 2, 45).tolist()
-axes.hist(moved_by_noise.cpu(), bins, color="0.6", label="random neighbour")
-axes.hist(moved.cpu(), bins, color=METHODS["vae"]["color"], alpha=0.8, label="attacked neighbour")
+axes.hist(moved_by_noise, bins, color="0.6", label="random neighbour")
+axes.hist(moved, bins, color=METHODS["vae"]["color"], alpha=0.8, label="attacked neighbour")
 axes.set(xscale="log", xlabel=r"$W_2^2(q(Z \mid x), q(Z \mid x'))$", ylabel="digits")
 figure.legend(loc="outside upper center", ncols=2)
 plt.show()
@@ -225,13 +225,13 @@ within reach.
 """
 
 # %%
-smooth = load_pretrained("mnist-mlp-se").vae.to(DEVICE).double().requires_grad_(False)
+smooth = load_pretrained("mnist-mlp-se").vae.double().requires_grad_(False)
 budgets, few, found = (1, 2, 3, 5, 10, 20, 40), x[:64], {}
 for name, network in (("vae", vae.encoder), ("se", smooth.encoder)):
     q = network(few)
     found[name] = []
     for L in budgets:
-        start = torch.Generator(DEVICE).manual_seed(1)
+        start = torch.Generator().manual_seed(1)
         neighbour = fictive_sample(network, few, RADIUS, steps=L, generator=start)
         found[name].append(float(w2_squared(q, network(neighbour)).mean()))
 
@@ -270,7 +270,7 @@ for centre in centres:
     best.append(hills(torch.cartesian_prod(*lines)).max())
 seed = torch.Generator().manual_seed(0)
 peaks = hills(pgd(hills, centres, radius=0.3, steps=60, restarts=20, generator=seed))
-agree("the highest point, attack against grid", peaks, torch.stack(best), atol=0.05)
+agree("the highest point, attack against grid", peaks, torch.stack(best), atol=0.02)
 
 # %% [markdown]
 r"""
@@ -299,8 +299,8 @@ mean, and each pretrained encoder brings its own.
 # %%
 labels, share = test.labels("digit")[:128], {}
 for name in METHODS:
-    classifier = load_pretrained(f"mnist-mlp-{name}").classifier("digit").to(DEVICE).double()
-    seed = torch.Generator(DEVICE).manual_seed(0)
+    classifier = load_pretrained(f"mnist-mlp-{name}").classifier("digit").double()
+    seed = torch.Generator().manual_seed(0)
     fooled = pgd(cross_entropy(classifier, labels), x, radius=0.1, steps=20, generator=seed)
     share[name] = [
         float((classifier(images).argmax(-1) == labels).double().mean()) for images in (x, fooled)
