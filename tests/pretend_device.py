@@ -22,7 +22,7 @@ ACROSS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.
 
 
 class Pretended(Tensor):
-    """A tensor of the CPU, `inner`, that says it is at `home`. To torch's own C++ it is one on the device "meta"."""
+    """A tensor of the CPU, `inner`, that says it is at `home`. To torch's C++ it is on "lazy", which nobody uses."""
 
     inner: Tensor
     home: torch.device
@@ -30,7 +30,7 @@ class Pretended(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor, home: torch.device) -> "Pretended":
         shape = inner.size(), inner.stride(), inner.storage_offset()
-        return torch.Tensor._make_wrapper_subclass(cls, *shape, dtype=inner.dtype, layout=inner.layout, device="meta")
+        return torch.Tensor._make_wrapper_subclass(cls, *shape, dtype=inner.dtype, layout=inner.layout, device="lazy")
 
     def __init__(self, inner: Tensor, home: torch.device) -> None:
         self.inner, self.home = inner, home
@@ -96,7 +96,7 @@ class PretendedGenerator(torch.Generator):
 
 
 class _Made(TorchDispatchMode):
-    """New tensors on "meta", those of torch's own derivatives among them, are at home."""
+    """New tensors on "lazy", those of torch's own derivatives among them, are at home."""
 
     def __init__(self, home: torch.device) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _Made(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         device = (kwargs or {}).get("device")
-        if device and device.type == "meta" and not any(isinstance(leaf, Pretended) for leaf in tree_leaves(args)):
+        if device and device.type == "lazy" and not any(isinstance(leaf, Pretended) for leaf in tree_leaves(args)):
             return Pretended(func(*args, **_on_cpu(kwargs)), self.home)
         return func(*args, **(kwargs or {}))
 
@@ -135,6 +135,8 @@ class _Asked(TorchFunctionMode):
 
     def _moved(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x.to(...), to this device, from it, or to another dtype where it is."""
+        if isinstance(args[0] if args else None, Tensor):
+            args = args[0].device, args[0].dtype
         home, dtype, *_ = torch._C._nn._parse_to(*args, **{k: v for k, v in kwargs.items() if k != "copy"})
         if home is None or home == x.device:
             return x.to(dtype=dtype) if dtype and dtype != x.dtype else x
@@ -153,5 +155,7 @@ def pretended_device(name: str) -> Iterator[None]:
         patch.setattr(torch.backends.mps, "is_available", lambda: name == "mps")
         patch.setattr(torch.cuda, "is_available", lambda: name == "cuda")
         patch.setattr(torch.cuda, "device_count", lambda: int(name == "cuda"))
+        patch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+        patch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
         with _Made(home), _Asked(home):
             yield
