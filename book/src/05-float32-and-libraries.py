@@ -64,7 +64,9 @@ if (PROFILE, DEVICE) != ("tiny", "cpu"):
     print(f"profile {PROFILE}, device {DEVICE}")
 
 # %% tags=["hide-input"]
-import geomloss  # on Colab, first run `%pip install geomloss POT`
+if not all(map(importlib.util.find_spec, ("geomloss", "ot"))):  # as on Colab
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "geomloss", "POT"], check=True)
+import geomloss
 import matplotlib.pyplot as plt
 import numpy as np
 import ot
