@@ -29,67 +29,90 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+LOOK = r"""() => ({
+    untypeset: [...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container')).length,
+    mistakes: document.querySelectorAll('mjx-container [data-mml-node="merror"], mjx-merror').length,
+    dollars: [...document.querySelectorAll('main p, main li, main td')].map(e => e.innerText)
+        .filter(t => /\$[^$]*\\[a-z]/.test(t)),
+    undescribed: [...document.querySelectorAll('article img')].filter(i => (i.alt || '').length < 15).map(i => i.src),
+    excess: Math.max(0, document.documentElement.scrollWidth - innerWidth),
+    // Mathematics is seen from its beginning, and a formula in the text to its end.
+    cut: [...document.querySelectorAll('article mjx-container > svg')].filter(s => {
+        const box = s.getBoundingClientRect();
+        return box.left < 0 || (box.right > innerWidth && !s.closest('div.math, table'));
+    }).map(s => s.parentElement.textContent),
+    broken: [...document.querySelectorAll('article td, article th')].flatMap(cell => {
+        const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), range = document.createRange();
+        const found = [];
+        while (texts.nextNode()) {
+            for (const name of texts.currentNode.data.matchAll(/\w+/g)) {
+                range.setStart(texts.currentNode, name.index);
+                range.setEnd(texts.currentNode, name.index + name[0].length);
+                if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) found.push(name[0]);
+            }
+        }
+        return found;
+    }),
+})"""
+WHOLE = {"untypeset": 0, "mistakes": 0, "dollars": [], "undescribed": [], "excess": 0, "cut": [], "broken": []}
+GROUND = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+LOADED = """() => [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
+    .map(entry => [entry.name, entry.encodedBodySize])"""
+WIDTHS = (1280, 390)
+
+
 @pytest.fixture(scope="module")
-def visited(site: str, browser: Any) -> dict[str, dict[str, Any]]:
-    """For each page: what the console said, what was requested and failed, and what the page looks like inside."""
-    found = {}
-    for name in PAGES:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        notes: dict[str, Any] = {"console": [], "failed": [], "foreign": []}
-        page.on("console", lambda m, n=notes: n["console"].append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e, n=notes: n["console"].append(str(e)))
-        page.on("requestfailed", lambda r, n=notes: n["failed"].append(r.url))
-        page.on("response", lambda r, n=notes: n["failed"].append(r.url) if r.status >= 400 else None)
-        page.on("request", lambda r, n=notes: None if r.url.startswith((site, "data:")) else n["foreign"].append(r.url))
-        page.goto(f"{site}/{name}.html", wait_until="load")
-        if page.query_selector(".math"):
-            page.wait_for_function("window.MathJax && MathJax.startup && MathJax.startup.promise")
-            page.evaluate("() => MathJax.startup.promise")
-        notes["inside"] = page.evaluate(
-            """() => ({
-                untypeset: [...document.querySelectorAll('.math')]
-                    .filter(m => !m.querySelector('mjx-container')).length,
-                mistakes: document.querySelectorAll('mjx-container [data-mml-node="merror"], mjx-merror').length,
-                dollars: [...document.querySelectorAll('main p, main li, main td')].map(e => e.innerText)
-                    .filter(t => /\\$[^$]*\\\\[a-z]/.test(t)),
-                undescribed: [...document.querySelectorAll('article img')].filter(i => (i.alt || '').length < 15)
-                    .map(i => i.src),
-                links: [...document.querySelectorAll('a[href]')].map(a => a.href),
-                width: document.documentElement.scrollWidth,
-            })"""
-        )
-        page.set_viewport_size({"width": 390, "height": 800})
-        page.wait_for_timeout(150)
-        notes["narrow"] = page.evaluate("document.documentElement.scrollWidth")
-        # Mathematics is seen from its beginning, and a formula in the text to its end.
-        notes["cut"] = page.evaluate(
-            """() => [...document.querySelectorAll('article mjx-container > svg')].filter(s => {
-                const box = s.getBoundingClientRect();
-                return box.left < 0 || (box.right > 390 && !s.closest('div.math, table'));
-            }).map(s => s.parentElement.textContent)"""
-        )
-        page.close()
-        found[name] = notes
-    return found
+def visited(site: str, browser: Any) -> dict[str, dict[int, dict[str, Any]]]:
+    """For each page and width: what the console said, what was requested and failed, and what the page looks like, in
+    light and in the dark."""
+    return {name: {width: visit(browser, site, name, width) for width in WIDTHS} for name in PAGES}
 
 
+def visit(browser: Any, site: str, name: str, width: int) -> dict[str, Any]:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
+    notes: dict[str, Any] = {"console": [], "failed": [], "foreign": []}
+    page.on("console", lambda m: notes["console"].append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: notes["console"].append(str(e)))
+    page.on("requestfailed", lambda r: notes["failed"].append(r.url))
+    page.on("response", lambda r: notes["failed"].append(r.url) if r.status >= 400 else None)
+    page.on("request", lambda r: None if r.url.startswith((site, "data:")) else notes["foreign"].append(r.url))
+    page.goto(f"{site}/{name}.html", wait_until="load")
+    if page.query_selector(".math"):
+        page.wait_for_function("window.MathJax && MathJax.startup && MathJax.startup.promise")
+        page.evaluate("() => MathJax.startup.promise")
+    page.wait_for_timeout(150)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+        notes[scheme] = {"look": page.evaluate(LOOK), "ground": page.evaluate(GROUND)}
+    notes["loaded"] = dict(page.evaluate(LOADED))
+    notes["links"] = page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
+    page.close()
+    return notes
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
-def test_page(name: str, visited: dict[str, dict[str, Any]]) -> None:
-    notes = visited[name]
-    assert notes["console"] == []
-    assert notes["failed"] == []
-    assert notes["foreign"] == []
-    assert notes["inside"]["untypeset"] == 0
-    assert notes["inside"]["mistakes"] == 0
-    assert notes["inside"]["dollars"] == []
-    assert notes["inside"]["undescribed"] == []
-    assert notes["inside"]["width"] <= 1280
-    assert notes["narrow"] <= 390
-    assert notes["cut"] == []
+def test_page(name: str, width: int, visited: dict[str, dict[int, dict[str, Any]]]) -> None:
+    notes = visited[name][width]
+    assert [notes["console"], notes["failed"], notes["foreign"]] == [[], [], []]
+    assert [notes[scheme]["look"] for scheme in ("light", "dark")] == [WHOLE, WHOLE]
+    assert min(notes["light"]["ground"]) > 230
+    assert max(notes["dark"]["ground"]) < 60
 
 
-def test_internal_links_hold(site: str, browser: Any, visited: dict[str, dict[str, Any]]) -> None:
-    links = {link for notes in visited.values() for link in notes["inside"]["links"] if link.startswith(site)}
+def test_no_page_is_heavy(visited: dict[str, dict[int, dict[str, Any]]]) -> None:
+    """At most a megabyte beyond what all pages share; the weights of the demonstration come on demand."""
+    loaded = {name: notes[1280]["loaded"] for name, notes in visited.items()}
+    shared = set.intersection(*(set(sizes) for sizes in loaded.values() if any("mathjax" in a for a in sizes)))
+    assert sum("mathjax" in address for address in shared) == 1
+    for name, sizes in loaded.items():
+        own = {a: size for a, size in sizes.items() if a not in shared and not a.endswith("pretrained-mlp.safetensors")}
+        assert 1e4 < sum(own.values()) <= 1e6, f"{name}: {own}"
+
+
+def test_internal_links_hold(site: str, browser: Any, visited: dict[str, dict[int, dict[str, Any]]]) -> None:
+    links = {link for notes in visited.values() for link in notes[1280]["links"] if link.startswith(site)}
     page = browser.new_page()
     anchors: dict[str, set[str]] = {}
     for address in sorted({link.split("#")[0] for link in links}):
