@@ -98,10 +98,7 @@ results = committed("figure1-small")
 records, provenance = results["records"], results["provenance"]
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Figure 1 of the paper, with a third curve. Lines are means over seeds, bands 95 % intervals. The vertical line is the radius at which the smooth encoders selected their neighbours while training.", "name": "figure-1"}, "image": {"alt": "Figure 1 in four panels: adversarial test accuracy against attack radius. In each panel the VAE's accuracy drops first, then the smooth encoder's, and the pinned smooth encoder's last."}}
-picture = figure1(results)
-picture.set_size_inches(4.8, 4.4)  # as wide as a phone's column
-picture.supxlabel("attack radius (pixels in [0, 1])", fontsize=9)
-picture
+figure1(results)
 
 # %% [markdown]
 r"""
