@@ -30,6 +30,9 @@ def speed_table(training: dict[str, Any], transport: dict[str, Any], dimension: 
         for name, row in training["rows"].items()
         if name.startswith("ours")
     ]
+    for what, key in (("compiled", "ours_against_jax"), ("compiled, bfloat16 attack", "bfloat16_against_jax")):
+        if key in training:  # JAX is optional
+            rows.append([f"SE training step, {what}", "JAX, jit", f"{1 / training[key]:.1f}", "", ""])
     titles = {
         f"W^2_2,gamma, D = {dimension}": f"$W^2_{{2,\\gamma}}$, full covariance, D = {dimension}",
         f"WD_2,gamma, D = {dimension}": f"$\\mathcal{{WD}}_{{2,\\gamma}}$, full covariance, D = {dimension}",
