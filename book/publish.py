@@ -86,14 +86,14 @@ def read(name: str) -> dict[str, Any]:
 def main() -> None:
     for run in map(Path, sys.argv[1:]):
         results = json.loads((run / "results.json").read_text())
-        name = f"figure1-{results['provenance']['profile']}"
+        name = "-".join(run.name.split("-")[:2])  # figure1-full, of which figure1-full-d-2 is a slice
         if run.name != name and (RESULTS / f"{name}.json").exists():  # a slice
             results = merged([read(name), results])
         write_json(RESULTS / f"{name}.json", results)
         if run.name == name:
             for picture in ("figure1", "attacked_digits"):
-                profile = name.removeprefix("figure1-")
-                shutil.copy(run / f"{picture}.png", ROOT / "book" / "_static" / f"{picture}-{profile}.png")
+                size = name.removeprefix("figure1-")
+                shutil.copy(run / f"{picture}.png", ROOT / "book" / "_static" / f"{picture}-{size}.png")
     small, full = read("figure1-small")["records"], read("figure1-full")["records"]
     floors = {name: read(f"floor-{name}")["records"] for name in ("small", "full")}
     _fill(
