@@ -158,7 +158,7 @@ def draw(axes, encoder: Encoder, style: dict) -> None:
     axes.set(xlabel="observation $x$", ylim=(-5.2, 5.2))
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two encoders after the same training. The line is the mean of $q(Z \\mid x)$, the band two standard deviations to either side, the black points are the data. Both place the data alike, and between them each does something else.", "name": "blind-spot"}, "image": {"alt": "Two panels with the mean and two standard deviations of q(Z|x) against x. Both curves pass through the same seven points and oscillate wildly, and differently, between them."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two encoders after the same training. The line is the mean of $q(Z \\mid x)$, the band two standard deviations to either side, the black points are the data. Both place the data alike, and between them each does something else.", "name": "two-encoders"}, "image": {"alt": "Two panels with the mean and two standard deviations of q(Z|x) against x. Both curves pass through the same seven points and oscillate wildly, and differently, between them."}}
 vaes = [train("vae", seed) for seed in (1, 2)]
 figure, panels = plt.subplots(1, 2, sharey=True, layout="constrained")
 titles = ("first initialisation", "second initialisation")

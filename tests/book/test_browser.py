@@ -35,6 +35,7 @@ LOOK = r"""() => ({
     dollars: [...document.querySelectorAll('main p, main li, main td')].map(e => e.innerText)
         .filter(t => /\$[^$]*\\[a-z]/.test(t)),
     undescribed: [...document.querySelectorAll('article img')].filter(i => (i.alt || '').length < 15).map(i => i.src),
+    twins: [...document.querySelectorAll('[id]')].map(e => e.id).filter((id, k, ids) => ids.indexOf(id) < k),
     excess: Math.max(0, document.documentElement.scrollWidth - innerWidth),
     // Mathematics is seen from its beginning, and a formula in the text to its end.
     cut: [...document.querySelectorAll('article mjx-container > svg')].filter(s => {
@@ -54,7 +55,7 @@ LOOK = r"""() => ({
         return found;
     }),
 })"""
-WHOLE = {"untypeset": 0, "mistakes": 0, "dollars": [], "undescribed": [], "excess": 0, "cut": [], "broken": []}
+WHOLE = {"untypeset": 0, "mistakes": 0, "dollars": [], "undescribed": [], "twins": [], "excess": 0, "cut": [], "broken": []}
 GROUND = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
 LOADED = """() => [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
     .map(entry => [entry.name, entry.encodedBodySize])"""
