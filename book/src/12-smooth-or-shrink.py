@@ -71,8 +71,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from se_core import DiagonalGaussian, build_vae, fictive_sample, load, load_pretrained, pgd
-from se_core.gaussians import kl_divergence
+from se_core import DiagonalGaussian, build_vae, load, load_pretrained, pgd
 from se_core.lab.display import agree, book_style, less
 from se_core.lab.evaluation import fit_probe
 from se_core.lab.experiments import PANELS
@@ -275,51 +274,6 @@ r"""
 Pinning is what helps. The paired prior, whose bound can be tight, is worth its mathematics and not its robustness: under
 attack it is a point or two behind.
 
-## Or does it forget?
-
-There is a third way to be close. The bound charges for the neighbour's divergence from the prior, and has no likelihood of
-the neighbour. So an encoder that recognises an attacked image may say *I do not know*, and answer with the prior: that
-divergence is then saved, and what is left to pay is the way to the prior, which is short where the latent has shrunk. How
-many nats do the pretrained encoders of Figure 1 keep of a digit, and of that digit under the selection attack?
-"""
-
-# %% tags=["hide-input"]
-x = load("mnist", "test").images(slice(100)).double()
-prior = DiagonalGaussian(*torch.zeros(2, 64, dtype=torch.float64))
-kept = {}
-for name in (f"{network}-{method}" for network in ("mlp", "conv") for method in METHODS):
-    encoder = load_pretrained(f"mnist-{name}").vae.encoder.double().requires_grad_(False)
-    seed = torch.Generator().manual_seed(0)
-    x_prime = fictive_sample(encoder, x, 0.2, steps=20, generator=seed)
-    kept[name] = [float(kl_divergence(encoder(images), prior).mean()) for images in (x, x_prime)]
-networks = {"mlp": "MLP", "conv": "ConvNET"}
-rows_kept = [
-    [networks[name.split("-")[0]], METHODS[name.split("-")[1]]["label"], *(f"{v:.0f}" for v in values)]
-    for name, values in kept.items()
-]
-Table(["network", "encoder", "of a digit (nats)", "of it attacked (nats)"], rows_kept, words=2)
-
-# %%
-for network in ("mlp", "conv"):
-    (_, vae_attacked), (digit, attacked), (_, pinned_attacked) = (
-        kept[f"{network}-{method}"] for method in METHODS
-    )
-    less(
-        f"{network}: smooth encoder, of an attacked digit against a quarter of a digit",
-        attacked,
-        digit / 4,
-        0,
-    )
-    less(f"{network}: the VAE, which is fooled, keeps more", attacked, vae_attacked, 0)
-    less(f"{network}: so does the pinned encoder", attacked, pinned_attacked, 0)
-
-# %% [markdown]
-r"""
-The VAE is sure of an attacked digit, and wrong. The smooth encoder has learnt to notice the attack and forgets the digit:
-the MLP keeps little more than the 2.3 nats that it takes to name one digit of ten. The pinned encoder cannot afford that. Its latent has the prior's
-scale, the way to the prior is long, and at $\gamma = 10$ it costs more than it saves. Half an answer to the question of this
-chapter: at $\gamma = 1$ it shrinks, and where it does not shrink, it forgets.
-
 ## The probe's part
 
 Robustness is measured through a probe, and the probe has a say. Of the 64 latents of a smooth encoder that was trained for
@@ -402,6 +356,5 @@ little nominal accuracy. The study in [How the settings were chosen](10-settings
 * A shrunken encoder at $\gamma$ pays for coupling what the encoder itself pays at $\gamma s^2$, exactly.
 * As $\gamma$ grows the free encoder shrinks. The pinned one keeps its scale, and moves a smaller share.
 * Under attack the pinned encoder is more accurate than the free one at the same $\gamma$, by more than its interval.
-* The smooth encoder at $\gamma = 1$ keeps a few nats of an attacked digit; the pinned one keeps most of what it knew.
 * A probe on standardised latents is worse under attack, and that is the penalty's doing.
 """
