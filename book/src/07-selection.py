@@ -64,6 +64,10 @@ if (PROFILE, DEVICE) != ("tiny", "cpu"):
     print(f"profile {PROFILE}, device {DEVICE}")
 
 # %% tags=["hide-input"]
+import json
+from pathlib import Path
+from statistics import fmean
+
 import matplotlib.pyplot as plt
 import torch
 from torch.nn.functional import pad
@@ -250,6 +254,54 @@ plt.show()
 
 # %% [markdown]
 r"""
+## An attack that remembers
+
+Training meets an image again, and the encoder has changed little in between. So why begin anew? Let each image keep its
+$x' - x$, a byte a pixel, and let the attack go on from there, with a step or two. This is ours, not the paper's. It was
+measured on short runs of MLPs: a thousand steps, two seeds, validation digits. *Found* is the mean of $W_2^2$ after training,
+relative to an attack of a hundred steps; *accuracy* is the probe's under attack, its mean over the radii from 0.02 to 0.2.
+"""
+
+# %% tags=["hide-input"]
+study = json.loads((Path(BOOK) / "results" / "memory.json").read_text())["rows"]
+cells: dict[tuple, dict[str, float]] = {}
+for row in study:
+    alike = [r for r in study if all(r[key] == row[key] for key in ("mechanism", "gamma"))]
+    cells[row["mechanism"], row["gamma"]] = {
+        key: fmean(r[key] for r in alike) for key in ("share_found", "robustness", "ms")
+    }
+mechanisms = list(dict.fromkeys(row["mechanism"] for row in study))
+rows = [
+    [m]
+    + [f"{100 * cells[m, gamma]['share_found']:.0f}" for gamma in (1.0, 10.0)]
+    + [f"{100 * cells[m, gamma]['robustness']:.0f}" for gamma in (1.0, 10.0)]
+    + [f"{cells[m, 1.0]['ms']:.0f}"]
+    for m in mechanisms
+]
+found_at, accuracy_at = ([f"{what} (%), γ = {g}" for g in (1, 10)] for what in ("found", "accuracy"))
+Table(["the attack begins", *found_at, *accuracy_at, "ms a step"], rows)
+
+# %%
+for gamma in (1.0, 10.0):
+    one, five, twenty = (cells[m, gamma] for m in ("remembered, L = 1", "anew, L = 5", "anew, L = 20"))
+    less(
+        f"gamma {gamma:g}: time of twenty steps over one remembered, above 3",
+        3,
+        twenty["ms"] / one["ms"],
+    )
+    less(
+        f"gamma {gamma:g}: accuracy, one remembered against five anew, points apart",
+        100 * abs(one["robustness"] - five["robustness"]),
+        5,
+        1,
+    )
+
+# %% [markdown]
+r"""
+One remembered step costs less than a third of twenty, and finds nine tenths of what can be found. At $\gamma = 1$ the encoders
+that it trains are a few points less robust than those of five or twenty steps; at $\gamma = 10$ they are no worse. The
+pinned encoders of this book are trained so. The paper's smooth encoder starts anew, as in the paper.
+
 ## Against brute force
 
 Does the ascent find the maximum? For two pixels we can look everywhere. The function below has many hills; the attack
@@ -348,6 +400,7 @@ at what this encoder does with its neighbours.
   representations at least five times as far as noise does in squared distance, twice as far in distance.
 * The gradient at $x' = x$ is zero.
 * Five steps find at least 0.7 of the squared distance that forty find, on the VAE and on the smooth encoder.
+* A remembered step takes less than a third of the time of twenty, and its encoders come within five points of those of five.
 * Against a search of the whole ball, in two dimensions, it finds the maximum.
 * $\mathcal{WD}_{2,\gamma}$ prefers a narrow neighbour to a far one, $W_2^2$ does not.
 """
