@@ -29,7 +29,7 @@
   let chosen = null, digits = null; // {panel, method, k}; a promise of the file, once somebody asks
 
   function scales(svg) {
-    const left = 40, right = svg.clientWidth - 12, bottom = HEIGHT - 34, widest = 0.4;
+    const left = 46, right = svg.clientWidth - 12, bottom = HEIGHT - 34, widest = 0.4;
     const x = (radius) => left + (right - left) * radius / widest, y = (share) => bottom - (bottom - 8) * share;
     return {left, right, bottom, x, y};
   }

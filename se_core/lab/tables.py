@@ -39,11 +39,12 @@ class Table:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in self.headings)
+        kinds = [' class="words"' if column < self.words else "" for column in range(len(self.headings))]
+        named = zip(kinds, self.headings, strict=True)
+        head = "".join(f'<th scope="col"{kind}>{html.escape(heading)}</th>' for kind, heading in named)
         lines = [f"<tr>{head}</tr>"]
         for first, *others in self.rows:
-            classes = [' class="words"' if column < self.words else "" for column in range(1, len(self.headings))]
-            cells = [f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(classes, others, strict=True)]
+            cells = [f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds[1:], others, strict=True)]
             lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{"".join(cells)}</tr>')
         return '<table class="numbers">\n' + "\n".join(lines) + "\n</table>"
 
@@ -65,7 +66,7 @@ def accuracy_table(records: Sequence[Record]) -> Table:
                 ratio, half = gain(records, panel, method)
                 ours = "" if method == "vae" or math.isnan(ratio) else plus_minus(ratio, half, 2)
                 seeds = len({record["seed"] for record in select(records, panel, method)})
-                rows.append([panel.title, LABELS[method], str(seeds), *cells, ours])
+                rows.append([f"({panel.letter})", LABELS[method], str(seeds), *cells, ours])
     return Table(["panel", "model", "seeds", *(f"{radius:g}" for radius in radii), "gain"], rows, words=2)
 
 
@@ -93,7 +94,8 @@ def claims_table(records: Sequence[Record]) -> Table:
     def evidence(estimates: Mapping[str, tuple[float, float]], threshold: float) -> str:
         scale, digits, unit = (1, 2, "") if threshold == 1 else (100, 0, " %")  # a gain, or a share
         found = [(where, plus_minus(scale * mean, scale * half, digits)) for where, (mean, half) in estimates.items()]
-        each = (f"{LABELS.get(where, f'({where})')} {number}{unit}" for where, number in found)
+        named = ((LABELS.get(where, f"({where})").removesuffix(" encoder"), number) for where, number in found)
+        each = (f"{name} {number}{unit}" for name, number in named)
         return "; ".join(text.replace(" ", "\u00a0") for text in each)  # broken between panels alone
 
     rows = []

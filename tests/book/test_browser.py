@@ -55,7 +55,9 @@ LOOK = r"""() => ({
         return found;
     }),
 })"""
-WHOLE = {"untypeset": 0, "mistakes": 0, "dollars": [], "undescribed": [], "twins": [], "excess": 0, "cut": [], "broken": []}
+WHOLE = {"untypeset": 0, "mistakes": 0, "excess": 0} | {
+    fault: [] for fault in ("dollars", "undescribed", "twins", "cut", "broken")
+}
 GROUND = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
 LOADED = """() => [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
     .map(entry => [entry.name, entry.encodedBodySize])"""
