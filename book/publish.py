@@ -13,9 +13,11 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from se_core.lab.config import RunConfig
+from se_core.lab.figures import figure1, results_digest, save
 from se_core.lab.storage import write_json
 from se_core.lab.tables import Table, accuracy_table, claims_table, floor_table
 
@@ -90,25 +92,27 @@ def main() -> None:
         if run.name != name and (RESULTS / f"{name}.json").exists():  # a slice
             results = merged([read(name), results])
         write_json(RESULTS / f"{name}.json", results)
-        if run.name == name:
+        if name == "figure1-small":
             for picture in ("figure1", "attacked_digits"):
-                size = name.removeprefix("figure1-")
-                shutil.copy(run / f"{picture}.png", ROOT / "book" / "_static" / f"{picture}-{size}.png")
-    small, full = read("figure1-small")["records"], read("figure1-full")["records"]
-    floors = {name: read(f"floor-{name}")["records"] for name in ("small", "full")}
-    _fill(
-        ROOT / "README.md",
-        results=accuracy_table(small),
-        floor=floor_table(small, floors["small"]),
-        full=accuracy_table(full),
-        speed=speed_table(read("training_step"), read("transport")),
-    )
+                shutil.copy(run / f"{picture}.png", ROOT / "book" / "_static" / f"{picture}-small.png")
+    full = read("figure1-full")
+    draw_full(full)
+    records, floor = full["records"], floor_table(full["records"], read("floor-full")["records"])
+    speed = speed_table(read("training_step"), read("transport"))
+    _fill(ROOT / "README.md", results=accuracy_table(records), floor=floor, speed=speed)
     _fill(
         ROOT / "book" / "index.md",
         errata=errata_sentence((ROOT / "book" / "errata.md").read_text()),
-        claims=claims_table(small),
-        robust=floor_table(full, floors["full"]),
+        claims=claims_table(records),
+        robust=floor,
     )
+
+
+def draw_full(results: dict[str, Any]) -> None:
+    """The picture of all slices that there are."""
+    with TemporaryDirectory() as folder:
+        save(figure1(results), Path(folder) / "figure1.png", results_digest(results))
+        shutil.copy(Path(folder) / "figure1.png", ROOT / "book" / "_static" / "figure1-full.png")
 
 
 def errata_sentence(page: str) -> str:

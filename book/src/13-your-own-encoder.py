@@ -195,7 +195,7 @@ for name, curve in curves.items():
 axes.axvspan(-20, 20, color="0.93", zorder=0)
 axes.text(0, axes.get_ylim()[1] * 0.93, "selected while training", ha="center", color="0.4")
 axes.set(xlabel="rotation (degrees)", ylabel="$W_2^2$ moved / variance of means")
-axes.legend(loc="lower right")
+figure.legend(loc="outside upper center", ncols=2)
 plt.show()
 
 # %% [markdown]

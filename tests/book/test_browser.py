@@ -187,6 +187,8 @@ def test_figure_1_can_be_looked_into(site: str, browser: Any) -> None:
         page.locator(f"#figure1 [name={name}]").uncheck()
     assert [n() for n in count.values()] == [8, 0, 0, 0]
 
+    page.locator("#figure1 [value=small]").check()
+    assert [n() for n in count.values()] == [8, 0, 0, 0]
     records = json.loads((ROOT / "book" / "results" / "figure1-small.json").read_text())["records"]
     wanted = {"dataset": "mnist", "architecture": "conv", "method": "pinned", "radius": 0.02}
     values = [r["accuracy"] for r in records if wanted.items() <= r.items()]
@@ -199,7 +201,6 @@ def test_figure_1_can_be_looked_into(site: str, browser: Any) -> None:
     assert page.locator(".figure1-digits canvas").count() == 0
 
     page.locator("#figure1 [value=full]").check()
-    assert [n() for n in count.values()] == [4, 0, 0, 0]
     dot = page.locator("#figure1 svg[data-panel=c] circle.pinned").nth(3)
     dot.hover()
     page.wait_for_selector(".figure1-digits canvas")
