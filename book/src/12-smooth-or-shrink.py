@@ -227,6 +227,8 @@ less(
     "the free scale, gamma 10 against 1", average("free", 10.0, "scale"), average("free", 1.0, "scale")
 )
 less("the pinned scale at gamma 10, above", 0.9, average("pinned", 10.0, "scale"))
+
+# %%
 moved = [average(kind, 10.0, "moved_share") for kind in ("pinned", "free")]
 less("share moved at gamma 10, pinned against free", *moved)
 active = [average(kind, 10.0, "active_latents") for kind in ("free", "pinned")]
@@ -270,6 +272,8 @@ free, pinned, paired = (list(values.values()) for values in judged.values())
 differences = [100 * (a - b) for a, b in zip(pinned, free, strict=True)]
 mean, half = mean_and_interval(differences)
 less("pinned minus free, in points, beyond its interval", half, mean, 1)
+
+# %% tags=["hide-input"]
 plain = list(robustnesses(records, panel, "se").values())
 by_gamma = 100 * (mean_and_interval(free)[0] - mean_and_interval(plain)[0])
 less("points that gamma and the memory bring, against those of the pin", by_gamma, mean, 1)
@@ -279,8 +283,8 @@ less("pinned minus its paired prior, in points, at most", mean + half, 5, 1)
 # %% [markdown]
 r"""
 Some of the way from the smooth encoder at $\gamma = 1$ to the pinned one is made by $\gamma$ and the memory, more of it by the
-pin. The paired prior, whose bound can be tight, is worth its mathematics and not its robustness: under
-attack it is a point or two behind.
+pin. The paired prior, whose bound can be tight, is worth its mathematics and not its robustness: under attack it is a point
+or two behind.
 
 ## The probe's part
 
