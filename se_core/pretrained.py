@@ -81,7 +81,7 @@ def load_pretrained(name: str) -> Pretrained:
     vae = build_vae(run["architecture"], channels, run["latent_dim"], scale=run["scale"])
     vae.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items() if k.startswith("vae.")})
     probes = {}
-    for key, weight in tensors.items():
+    for key, weight in sorted(tensors.items()):  # safetensors gives them in any order
         if key.startswith("probe.") and key.endswith(".weight"):
             task = key.split(".")[1]
             with torch.random.fork_rng(devices=[]):  # what it is initialised with is overwritten

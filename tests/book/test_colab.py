@@ -130,7 +130,7 @@ def test_the_bundle_holds_the_chapters_as_committed_and_one_wheel(zipped: Path) 
         chapter = nbformat.reads(content.read("smooth-encoders/07-selection.ipynb"), as_version=4)
     (wheel,) = (name for name in names if name.endswith(".whl"))
     assert set(names) == {wheel, "README.md", *(f"{source.stem}.ipynb" for source in SOURCES)}
-    assert zipped.stat().st_size < 12e6
+    assert zipped.stat().st_size < 16e6  # twelve of them are weights
     committed = nbformat.read(ROOT / "book" / "notebooks" / "07-selection.ipynb", as_version=4)
     assert chapter.cells[2:] == committed.cells[2:]
 
