@@ -201,6 +201,7 @@ def test_figure_1_can_be_looked_into(site: str, browser: Any) -> None:
     assert page.locator(".figure1-digits canvas").count() == 0
 
     page.locator("#figure1 [value=full]").check()
+    assert [n() for n in count.values()] == [8, 0, 0, 0]
     dot = page.locator("#figure1 svg[data-panel=c] circle.pinned").nth(3)
     dot.hover()
     page.wait_for_selector(".figure1-digits canvas")
