@@ -3,8 +3,8 @@
     .venv/bin/python book/weights.py runs/figure1-full/runs/NAME ...
 
 Writes `se_core/weights/DATA-ARCHITECTURE-METHOD.safetensors` and its record. Refuses where half precision costs more
-than 0.2 points of accuracy, mean over the radii: at one of them alone, where the curve is steep, an attack differs
-by as much.
+than 0.2 points of accuracy, mean over the radii: at one of them alone, where the curve is steep, rounding moves a few
+of a thousand images across.
 """
 
 import hashlib

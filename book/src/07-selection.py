@@ -84,8 +84,8 @@ torch.set_num_threads(1)
 
 # %% [markdown]
 r"""
-We need an encoder to attack. It is the plain VAE of the long runs of [Figure 1](09-figure1.ipynb): an MLP with 64 latents, trained on MNIST
-{cite}`lecun1998` for 30,000 steps, and it comes with the package.
+We need an encoder to attack. It is the plain VAE of the long runs of [Figure 1](09-figure1.ipynb): an MLP with 64 latents,
+trained on MNIST {cite}`lecun1998` for 30,000 steps, and it comes with the package.
 """
 
 # %%
@@ -299,8 +299,8 @@ for gamma in (1.0, 10.0):
 # %% [markdown]
 r"""
 One remembered step costs less than a third of twenty, and finds nine tenths of what can be found. At $\gamma = 1$ the encoders
-that it trains are a few points less robust than those of five or twenty steps; at $\gamma = 10$ they are no worse. The
-pinned encoders of this book are trained so. The paper's smooth encoder starts anew, as in the paper.
+that it trains are a few points less robust than those of five or twenty steps, in both seeds; at $\gamma = 10$ the seeds
+part, one either way. The pinned encoders of this book are trained so. The paper's smooth encoder starts anew, as in the paper.
 
 ## Against brute force
 
@@ -331,10 +331,7 @@ less("the least of three peaks with one start, as a share", (one_start / torch.s
 r"""
 With twenty starts it finds the summit. With one it climbs the nearest hill: the selection, which has one, finds *a* far
 neighbour, not the farthest.
-"""
 
-# %% [markdown]
-r"""
 ## Which distance to attack
 
 One could maximise $\mathcal{WD}_{2,\gamma}$, the very term of the bound, instead of $W_2^2$. But it contains $-H(q_b)$,

@@ -155,8 +155,9 @@ $$
 \frac{\big\langle W_2^2\big(q(Z \mid x), q(Z \mid x')\big) \big\rangle}{\operatorname{Tr} \operatorname{Cov}\, \mu(X)} .
 $$
 
-Here $\langle \cdot \rangle$ is the mean over the data. The share is unchanged when means and widths are rescaled together. Two images are $2 \operatorname{Tr} \operatorname{Cov} \mu$ apart in mean square, so
-a share above 2 means that the attack moves an image farther than another image is away.
+Here $\langle \cdot \rangle$ is the mean over the data. The share is unchanged when means and widths are rescaled together. Two
+images are $2 \operatorname{Tr} \operatorname{Cov} \mu$ apart in mean square, so a share above 2 means that the attack moves an
+image farther than another image is away.
 
 ## The way out, and how to close it
 

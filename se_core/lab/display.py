@@ -11,7 +11,7 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
-from se_core.lab.figures import STYLE
+from se_core.lab.figures import STYLE, WIDTH
 
 Numbers = float | Tensor
 
@@ -55,6 +55,6 @@ def book_style() -> None:
     """Pictures of the book's chapters: SVG, the same bytes each time, readable at the width of a phone."""
     from matplotlib_inline.backend_inline import set_matplotlib_formats  # of notebooks alone
 
-    shown: dict[str, Any] = {"figure.figsize": (4.8, 2.6), "figure.facecolor": "none", "axes.facecolor": "none"}
+    shown: dict[str, Any] = {"figure.figsize": (WIDTH, 2.6), "figure.facecolor": "none", "axes.facecolor": "none"}
     mpl.rcParams.update(STYLE | shown | {"savefig.facecolor": "none"})
     set_matplotlib_formats("svg", metadata={"Date": None})
