@@ -54,6 +54,7 @@ globals().update(configuration)
 
 def setup(app) -> None:
     """Refuse a key of [sphinx.config] that no extension knows; describe each page, and offer it to take away."""
+    app.connect("builder-inited", _write_weights)
     app.connect("html-page-context", _describe)
     app.connect("doctree-resolved", _keep_together)
     overrides = settings["sphinx"]["config"]
@@ -64,6 +65,13 @@ def setup(app) -> None:
     if BUNDLE.exists():
         app.connect("html-page-context", _offer_bundle, priority=502)  # after the theme's own buttons
     app.connect("build-finished", _fill_downloads)
+
+
+def _write_weights(app) -> None:
+    """Those of the page "Draw and attack"."""
+    from demo import write_weights  # brings torch, at which an extension that looks at every object would warn
+
+    write_weights()
 
 
 def _describe(app, pagename: str, templatename: str, context: dict, doctree) -> None:

@@ -3,7 +3,7 @@
     .venv/bin/python book/demo.py
 
 Three pretrained encoders with their decoders and digit probes, in the half precision in which the package keeps them,
-and sixteen digits. The same weights give the same bytes.
+and sixteen digits. The same weights give the same bytes; the build of the book writes them, and they are not committed.
 """
 
 import re
@@ -51,8 +51,12 @@ def withstood() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def write_weights() -> None:
     write_atomically(WEIGHTS, save(tensors()))
+
+
+def main() -> None:
+    write_weights()
     PAGE.write_text(MARKED.sub(lambda match: f"{match[1]}{withstood()}\n{match[2]}", PAGE.read_text()))
 
 

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from se_core.lab.config import RunConfig
+from se_core.lab.experiments import METHODS
 from se_core.lab.figures import figure1, results_digest, save
 from se_core.lab.storage import write_json
 from se_core.lab.tables import Table, accuracy_table, claims_table, floor_table
@@ -99,7 +100,7 @@ def main() -> None:
     draw_full(full)
     records, floor = full["records"], floor_table(full["records"], read("floor-full")["records"])
     speed = speed_table(read("training_step"), read("transport"))
-    _fill(ROOT / "README.md", results=accuracy_table(records), floor=floor, speed=speed)
+    _fill(ROOT / "README.md", results=accuracy_table(records, METHODS), floor=floor, speed=speed)
     _fill(
         ROOT / "book" / "index.md",
         errata=errata_sentence((ROOT / "book" / "errata.md").read_text()),

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,13 @@ def plus_minus(value: float, half: float, digits: int) -> str:
     return f"{value:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
-def accuracy_table(records: Sequence[Record]) -> Table:
+def accuracy_table(records: Sequence[Record], methods: Collection[str] = (*METHODS, *CONTROLS)) -> Table:
     """Figure 1 in figures: accuracy in per cent against radius and the gain over the VAE, mean over seeds ± half a 95 %
-    interval; every method of which there are records."""
+    interval; each of `methods` of which there are records."""
     radii = sorted({record["radius"] for record in records})
     rows = []
     for panel in PANELS:
-        for method in (*METHODS, *CONTROLS):
+        for method in methods:
             if points := curve(records, panel, method):
                 cells = [plus_minus(100 * mean, 100 * half, 0) for mean, half in points.values()]
                 ratio, half = gain(records, panel, method)

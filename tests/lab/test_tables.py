@@ -46,6 +46,7 @@ def test_accuracies_stand_with_seeds_intervals_and_gains() -> None:
         ["(d)", "VAE", "2", "90 ± 0", "20 ± 0", ""],
         ["(d)", "autoencoding VAE", "2", "90 ± 0", "41 ± 13", "2.05 ± 0.64"],
     ]
+    assert [row[1] for row in cells(accuracy_table(records("d", measured), ["avae", "labels"]))] == ["autoencoding VAE"]
 
 
 def test_one_seed_has_no_interval_and_a_method_alone_no_gain() -> None:
