@@ -36,12 +36,15 @@ class Attack:
     Args:
         radius: largest change of a pixel, in the units of the images.
         steps: gradient steps, the paper's L.
-        step_size: of one step; 2.5 radius / steps by default, so that the far side of the ball is within reach.
+        step_size: of one step; 2.5 radius / steps by default, so that the far side of the ball is within reach; of the
+            first of steps that decay, half the radius.
         restarts: random starts, of which the best is taken, example by example.
         bounds: the range of a pixel.
         momentum: share of the gradients before that a step goes along, each divided by its mean absolute value (Dong et
             al., 2018).
         spread: how far from x it may start, as a share of the radius.
+        decay: whether the steps shrink, along half a cosine to nothing: to end on a maximum that steps of one
+            size would leap over.
 
     Raises InvalidValueError for a radius that is negative or not finite, a step size likewise, fewer than one step or
     restart, bounds that are not a lower and a higher number, and a momentum or spread outside [0, 1].
@@ -54,6 +57,7 @@ class Attack:
     bounds: tuple[float, float] = (0.0, 1.0)
     momentum: float = 0.0
     spread: float = 1.0
+    decay: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.radius) and self.radius >= 0):
@@ -61,7 +65,7 @@ class Attack:
         for name, count in (("steps", self.steps), ("restarts", self.restarts)):
             if not (isinstance(count, Integral) and count >= 1):
                 raise InvalidValueError(f"{name}={count} must be at least 1, and whole; for no attack, use x itself")
-        if not (math.isfinite(self.stride) and self.stride >= 0):
+        if not (math.isfinite(self.stride(0)) and self.stride(0) >= 0):
             raise InvalidValueError(
                 f"step_size={self.step_size} must be a finite number >= 0; None stands for 2.5 radius / steps"
             )
@@ -72,9 +76,11 @@ class Attack:
             if not 0 <= share <= 1:
                 raise InvalidValueError(f"{name}={share} must be in [0, 1]")
 
-    @property
-    def stride(self) -> float:
-        return 2.5 * self.radius / self.steps if self.step_size is None else self.step_size
+    def stride(self, step: int) -> float:
+        """The size of step 0, 1, ..., steps - 1."""
+        first = self.radius / 2 if self.decay else 2.5 * self.radius / self.steps
+        first = first if self.step_size is None else self.step_size
+        return first * (1 + math.cos(math.pi * step / self.steps)) / 2 if self.decay else first
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The lowest and the highest x' that are allowed, of the shape of x."""
@@ -94,21 +100,22 @@ def pgd(
     compiled: bool = False,
     momentum: float = 0.0,
     spread: float = 1.0,
+    decay: bool = False,
 ) -> Tensor:
     """x' that maximises objective(x') over |x' - x| <= radius in each pixel and over `bounds`.
 
     objective: images (B, ...) -> values (B,), larger is worse for the model, each image's value its own.
     x: (B, ...). The start is uniform in the ball: at x' = x itself the gradient of W_2^2(q(.|x), q(.|x')) is exactly
     zero. The result is the best point of the whole path, example by example, at the price of one forward pass after
-    the last step. Against a classifier a start near x (a small `spread`) finds more, and `momentum` helps. generator:
-    on the device of x. compiled: run the whole loop under `torch.compile` (worth it for many calls of one shape). The
-    other arguments are those of `Attack`.
+    the last step. Against a classifier a start near x (a small `spread`) often finds more, and momentum and decay help.
+    generator: on the device of x. compiled: run the whole loop under `torch.compile` (worth it for many calls of one
+    shape). The other arguments are those of `Attack`.
 
     Returns a tensor of the shape of x, detached. Raises what `Attack` raises; InvalidTypeError for an x that is not
     floating; InvalidValueError for an x outside `bounds` (looked at on the CPU only, where it costs no
     synchronisation), for an objective whose values have another shape than (B,) or do not depend on x'.
     """
-    attack = Attack(radius, steps, step_size, restarts, bounds, momentum, spread)
+    attack = Attack(radius, steps, step_size, restarts, bounds, momentum, spread, decay)
     best_point = _compiled(_best_point) if compiled else _best_point
     with torch.inference_mode(False):
         x = _checked_images(x, attack)
@@ -181,19 +188,19 @@ class _Found(NamedTuple):
 def _last_point(objective: Objective, x: Tensor, x_prime: Tensor, attack: Attack) -> Tensor:
     box = attack.box(x)
     x_prime = torch.clamp(x_prime, *box)  # what a memory keeps is rounded
-    for _ in range(attack.steps):
+    for step in range(attack.steps):
         _, gradient = _value_and_gradient(objective, x_prime)
-        x_prime = torch.clamp(x_prime + attack.stride * gradient.sign(), *box)
+        x_prime = torch.clamp(x_prime + attack.stride(step) * gradient.sign(), *box)
     return x_prime
 
 
 def _best_point(objective: Objective, x: Tensor, x_prime: Tensor, attack: Attack) -> _Found:
     box, best, direction = attack.box(x), None, torch.zeros_like(x)
-    for _ in range(attack.steps):
+    for step in range(attack.steps):
         value, gradient = _value_and_gradient(objective, x_prime)  # the pass that yields the gradient has the value
         best = _better(best, _Found(x_prime, value))
         direction = attack.momentum * direction + (_normalised(gradient) if attack.momentum else gradient)
-        x_prime = torch.clamp(x_prime + attack.stride * direction.sign(), *box)
+        x_prime = torch.clamp(x_prime + attack.stride(step) * direction.sign(), *box)
     return _better(best, _Found(x_prime, _value(objective, x_prime).detach()))
 
 

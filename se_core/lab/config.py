@@ -187,7 +187,7 @@ class EvaluationConfig:
     Args:
         radii: attack radii, ascending, in pixels scaled to [0, 1].
         attack_steps: steps of each attack on the classifier.
-        restarts: random starts of each attack, for each of the two objectives.
+        restarts: of each attack, from anywhere in the ball.
         test_images: number of images, from the first of the split; 0 means all.
         l2: penalty of the probe, l2 / 2 times the squared norm of its weights, against the mean cross-entropy.
         split: "test" for what is published, "validation" for whatever is chosen.
@@ -210,17 +210,13 @@ class EvaluationConfig:
         if not self.radii or any(not r >= 0 for r in self.radii) or list(self.radii) != sorted(set(self.radii)):
             raise InvalidValueError(f"radii={self.radii} must be nonnegative, ascending and distinct")
         for radius in self.radii:
-            self.attack(radius)
+            Attack(radius, self.attack_steps, restarts=self.restarts)
         if not self.l2 >= 0:
             raise InvalidValueError(f"l2={self.l2} must be at least 0")
         if self.test_images < 0 or self.test_images == 1:
             raise InvalidValueError(
                 f"test_images={self.test_images} must be at least 2 (a variance needs two), or 0 for all"
             )
-
-    def attack(self, radius: float) -> Attack:
-        """The attack on the classifier at this radius."""
-        return Attack(radius, self.attack_steps, restarts=self.restarts)
 
 
 def usable_device(name: str) -> torch.device:

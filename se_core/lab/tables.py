@@ -14,7 +14,7 @@ LABELS = {method: str(style["label"]) for method, style in STYLES.items()} | {
     "beta-vae": "VAE, β = 2",
     "radius-0": "smooth encoder, radius 0",
     "random-neighbour": "smooth encoder, random neighbour",
-    "remembered": "smooth encoder, γ = 10, memory",
+    "remembered": "smooth encoder, memory",
     "pinned-paired": "pinned, paired prior",
     "avae": "autoencoding VAE",
     "labels": "trained on labels",

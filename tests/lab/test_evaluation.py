@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from se_core.datasets import DataError, load
 from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import (
+    ANYWHERE,
     accuracy_against_radius,
     diagnostics,
     encode_means,
@@ -22,6 +24,7 @@ from se_core.lab.evaluation import (
     evaluated,
     fit_probe,
 )
+from se_core.lab.milestones import SHORT
 from se_core.lab.runs import load_run
 from se_core.lab.storage import CheckpointError
 from se_core.lab.training import train
@@ -87,6 +90,41 @@ def test_an_image_lost_once_stays_lost() -> None:
     classifier = nn.Sequential(nn.Flatten(), probe)
     together = accuracy_against_radius(classifier, x, labels, EvaluationConfig(radii=RADII, attack_steps=1))
     assert together == sorted(together, reverse=True)
+
+
+def _climbing(towards: Tensor) -> Tensor:
+    """A blind alley: from x = 0.5 class 1 is the nearest, upwards, and is never reached; class 2 lies downwards."""
+    height = 10 * (towards - 0.5)
+    return torch.stack([torch.zeros_like(height), (5 * height - 1).clamp(max=-0.1), -2 - 6 * height], -1)
+
+
+def test_each_wrong_class_is_aimed_at() -> None:
+    x, labels = torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.long)
+    config = EvaluationConfig(radii=(0.1,))
+
+    def logits(x: Tensor) -> Tensor:
+        return _climbing(x.flatten(1).mean(1))
+
+    assert accuracy_against_radius(logits, x, labels, config) == [0.0]
+    assert accuracy_against_radius(logits, x, labels, config, aims=SHORT) == [1.0]
+
+
+def test_attacks_begin_near_the_image_and_anywhere() -> None:
+    """No slope near the image, or none but near it: each of the two beginnings alone finds one model robust."""
+    x, labels = torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.long)
+    config = EvaluationConfig(radii=(0.1,))
+
+    def logits(x: Tensor, slope_near: bool) -> Tensor:
+        near = (x - 0.5).abs().flatten(1).mean(1) < 0.035
+        height = x.flatten(1).mean(1)
+        height = torch.where(near == slope_near, height, height.detach())
+        return torch.stack([torch.zeros_like(height), 20 * (height - 0.5) - 0.5], -1)
+
+    for slope_near in (True, False):
+        model = partial(logits, slope_near=slope_near)
+        assert accuracy_against_radius(model, x, labels, config) == [0.0]
+        blind = {"margin": (ANYWHERE,)} if slope_near else SHORT
+        assert accuracy_against_radius(model, x, labels, config, aims=blind) == [1.0]
 
 
 @pytest.fixture(scope="module")

@@ -48,10 +48,11 @@ class Saturated(nn.Module):
 
 
 class Flat(nn.Module):
-    """No slope at all near the images it knows."""
+    """No slope at all around the images it knows, but in the corners of the ball: of 64 pixels that begin anywhere in
+    it, one is so far out in three cases of a hundred."""
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
-        near = (x[:, None] - X).abs().flatten(2).amax(-1).amin(1) < 0.01
+        near = (x[:, None] - X).abs().flatten(2).amax(-1).amin(1) < 0.9995 * RADIUS
         mean = ENCODER(x).mean
         return DiagonalGaussian(torch.where(near[:, None], mean.detach(), mean), torch.zeros_like(mean))
 
@@ -97,8 +98,8 @@ NO_GRADIENT = {f"radius {LARGE_RADIUS}", "Square", "transferred from another"}
     ("encoder", "probe", "caught"),
     [
         (Quantised(), identity(), NO_GRADIENT),
-        (Rippled(), identity(), NO_GRADIENT | {"more steps and restarts"}),
-        (Flat(), identity(), NO_GRADIENT | {"more steps and restarts", "latent attack"}),
+        (Rippled(), identity(), {"Square", "transferred from another"}),
+        (Flat(), identity(), {"Square", "transferred from another", "more steps and restarts"}),
         (ENCODER, Saturated(), NO_GRADIENT | {"latent attack"}),
         (Brittle(0.9 * RADIUS), identity(), {"uniform noise"}),
     ],

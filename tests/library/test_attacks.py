@@ -160,6 +160,29 @@ def test_momentum_is_that_of_an_independent_implementation(momentum: float) -> N
     assert sum(((plain - theirs).abs().flatten(1).amax(1) < 1e-12).tolist()) < 5
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 40])
+def test_steps_that_decay_sum_to_half_of_those_that_do_not(steps: int) -> None:
+    """Along half a cosine n steps go (n + 1) / 2 times as far as the first: by symmetry, all but it average a half."""
+    x = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    path = {"radius": 0.5, "steps": steps, "step_size": 0.01, "spread": 0.0, "decay": True}
+    moved = pgd(lambda x: x.flatten(1).sum(-1), x, **path) - x
+    torch.testing.assert_close(moved, torch.full_like(x, 0.01 * (steps + 1) / 2), rtol=1e-12, atol=0)
+    first = pgd(lambda x: x.flatten(1).sum(-1), x, 0.4, 1, spread=0.0, decay=True) - x
+    torch.testing.assert_close(first, torch.full_like(x, 0.2), rtol=1e-12, atol=0)  # half the radius
+
+
+def test_steps_that_decay_end_on_a_peak_that_others_leap_over() -> None:
+    """max of -|x' - peak| is known; steps of one size come no nearer than half of one, on average over pixels."""
+    peak = X.clamp(0.1, 0.9) + 0.05 * (2 * torch.rand(X.shape, generator=_generator(4)) - 1)
+
+    def distance(decay: bool) -> float:
+        path = {"radius": 0.2, "steps": 40, "spread": 0.01, "generator": _generator(), "decay": decay}
+        return float((pgd(lambda x: -(x - peak).abs().flatten(1).sum(-1), X, **path) - peak).abs().mean())
+
+    assert distance(decay=True) < 0.001
+    assert distance(decay=False) > 0.002
+
+
 def test_the_start_is_as_near_as_it_is_asked_to_be() -> None:
     seen: list[Tensor] = []
     pgd(lambda x: (seen.append(x.detach()), x.flatten(1).sum(-1))[1], X, 0.2, 1, spread=0.1, generator=_generator())
@@ -288,6 +311,10 @@ def test_margin_is_positive_exactly_where_misclassified() -> None:
     # By hand, for one row: the best of the others less the true one.
     others = [float(v) for i, v in enumerate(logits[0]) if i != int(labels[0])]
     assert float(value[0]) == pytest.approx(max(others) - float(logits[0, labels[0]]))
+    targets = (labels + 1) % 10
+    (first, true), target = logits[0, [int(targets[0]), int(labels[0])]], margin(lambda x: x, labels, targets)(logits)
+    assert float(target[0]) == pytest.approx(float(first - true))
+    assert (target <= value).all()
 
 
 def test_cross_entropy_is_the_negative_log_probability() -> None:
