@@ -1,6 +1,7 @@
 """Make a pretrained encoder of a finished run: weights and probes in half precision, and what they are worth.
 
     .venv/bin/python book/weights.py runs/figure1-full/runs/NAME ...
+    .venv/bin/python book/weights.py    # what those that there are are worth, after a change of the attack
 
 Writes `se_core/weights/DATA-ARCHITECTURE-METHOD.safetensors` and its record. Refuses where half precision costs more
 than 0.2 points of accuracy, mean over the radii: at one of them alone, where the curve is steep, rounding moves a few
@@ -12,6 +13,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -45,20 +47,28 @@ def publish(folder: Path) -> str:
     write_atomically(FOLDER / f"{name}.safetensors", content)
     write_json(FOLDER / f"{name}.json", record)
     pretrained.PRETRAINED = tuple({*pretrained.PRETRAINED, name})
-    record["bundled"] = evaluate_pretrained(name, EVALUATION)
+    record = judge(name)
     for task in probes:
         half, single = (fmean(r["accuracy"] for r in rows if r["task"] == task) for rows in (record["bundled"], whole))
         if abs(half - single) > 0.002 + 1e-9:
             raise SystemExit(f"{name}, {task}: half precision has a mean of {half:.4f}, single of {single:.4f}")
-    record["quick"] = evaluate_pretrained(name, QUICK)
-    write_json(FOLDER / f"{name}.json", record)
     return name
+
+
+def judge(name: str) -> dict[str, Any]:
+    """The record of a pretrained encoder, with what it is worth now; written, and returned."""
+    record = read_json(FOLDER / f"{name}.json") | {"provenance": provenance()}
+    record |= {"bundled": evaluate_pretrained(name, EVALUATION), "quick": evaluate_pretrained(name, QUICK)}
+    write_json(FOLDER / f"{name}.json", record)
+    return record
 
 
 def main() -> None:
     configure_process()
     for folder in tqdm(sys.argv[1:]):
         print(publish(Path(folder)))
+    for name in tqdm([] if sys.argv[1:] else pretrained.PRETRAINED):
+        judge(name)
 
 
 if __name__ == "__main__":
