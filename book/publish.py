@@ -54,7 +54,8 @@ def speed_table(training: dict[str, Any], transport: dict[str, Any], dimension: 
 
 def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """One set of results of those of several slices of a profile; of a run that is in two of them, the later."""
-    if any(part["provenance"]["evaluation"] != parts[-1]["provenance"]["evaluation"] for part in parts):
+    judged = [[part["provenance"][key] for key in ("evaluation", "attack")] for part in parts]
+    if any(by != judged[-1] for by in judged):
         raise ValueError("the parts were not evaluated alike; evaluate and publish all of them again")
     kept: dict[tuple, list[Any]] = {}
     for part in parts:

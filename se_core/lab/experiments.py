@@ -280,6 +280,7 @@ def reproduce(
                 "seeds": sorted({config.seed for config in configs}),
                 "runs": [asdict(config) for config in configs],
                 "evaluation": asdict(evaluation),
+                "attack": evaluations[0]["attack"],
                 "wall_s": round(time.monotonic() - started, 1),
                 "training_commits": sorted({run["provenance"]["commit"] for run in trained}),
                 "training_wall_s": round(sum(run["wall_s"] for run in trained), 1),

@@ -38,8 +38,9 @@ def test_the_later_of_two_results_of_one_run_is_kept() -> None:
     assert all((record["accuracy"] == 0.5) or record["seed"] != 1 for record in whole["records"])
 
 
-def test_parts_that_were_judged_differently_are_refused() -> None:
+@pytest.mark.parametrize(("part", "key", "value"), [("evaluation", "attack_steps", 41), ("attack", "decay", False)])
+def test_parts_that_were_judged_differently_are_refused(part: str, key: str, value: object) -> None:
     other = copy.deepcopy(_slice(1))
-    other["provenance"]["evaluation"]["attack_steps"] += 1
+    other["provenance"][part][key] = value
     with pytest.raises(ValueError, match="not evaluated alike"):
         merged([SMALL, other])
