@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from se_core import load, load_pretrained
 from se_core.attacks import pgd
-from se_core.lab.evaluation import ATTACK
+from se_core.lab.evaluation import NEAR
 from se_core.lab.executors import configure_process
 from se_core.lab.figures import METHODS
 from se_core.lab.storage import write_atomically
@@ -34,7 +34,7 @@ def attacked(classifier: nn.Module, x: Tensor, labels: Tensor, radius: float) ->
     for loss in (margin, cross_entropy):  # the later one is kept where both succeed, or none
         generator = torch.Generator().manual_seed(0)
         steps = EVALUATION["attack_steps"]
-        x_prime = pgd(loss(classifier, labels), x, radius, steps, generator=generator, **ATTACK)
+        x_prime = pgd(loss(classifier, labels), x, radius, steps, generator=generator, **NEAR)
         fooled = (classifier(x_prime).argmax(-1) != labels)[:, None, None, None]
         found = x_prime if loss is margin else torch.where(fooled, x_prime, found)
     return found

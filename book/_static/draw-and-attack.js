@@ -6,7 +6,7 @@
   const NAMES = {vae: "VAE", se: "smooth encoder", pinned: "pinned smooth encoder"};
   const FIRST = 3, STEPS = 40, MS_A_STEP = 50, MS_A_FRAME = 12;
   // Where the attack begins and how it goes on: se_core.lab.evaluation's on the votes, se_core.fictive_sample's.
-  const AIMS = {votes: {spread: 0.01, momentum: 0.5, decay: true}, representation: {spread: 1, momentum: 0}};
+  const AIMS = {votes: {spread: 0.01, momentum: 0.5}, representation: {spread: 1, momentum: 0}};
   const find = (id) => document.getElementById(`attack-${id}`);
   const root = document.getElementById("attack"), words = find("words");
   const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -32,12 +32,12 @@
   /** Attack the present digit; yields after each step, so that the page stays alive. */
   function* solve() {
     const x = image, live = drawing, results = {};
-    const aim = root.querySelector("[name=attack-aim]:checked").value, {spread, momentum, decay} = AIMS[aim];
+    const aim = root.querySelector("[name=attack-aim]:checked").value, {spread, momentum} = AIMS[aim];
     const radius = live ? 0 : Number(find("radius").value);
     for (const [name, model] of Object.entries(models)) {
       const q = model.encode(x), votes = model.votes(q.mean), truth = label ?? highest(votes), moved = movedFrom(q);
       const objective = aim === "votes" ? crossEntropy(model, truth) : moved, steps = [];
-      const settings = {radius, momentum, decay, steps: live ? 0 : STEPS};
+      const settings = {radius, momentum, steps: live ? 0 : STEPS};
       for (const best of attack(model, x, objective, settings, startNear(x, radius, spread, noise))) {
         const {mean} = best.q, share = moved(best.q).value / model.latentVariance;
         steps.push({x: best.x, mean, votes: model.votes(mean), moved: share});

@@ -172,17 +172,16 @@ const SmoothEncoders = (() => {
 
   /**
    * se_core.attacks.pgd, step by step: yields steps + 1 times {x, q, value}, the best point so far. It may change each
-   * pixel by at most `radius` within [0, 1], by 2.5 radius / steps at a time, or by steps that decay.
+   * pixel by at most `radius` within [0, 1], by 2.5 radius / steps at a time.
    */
-  function* attack(model, x, objective, {radius, steps, momentum, decay}, start) {
+  function* attack(model, x, objective, {radius, steps, momentum}, start) {
     let point = start, best = null;
-    const direction = new Float64Array(x.length);
+    const direction = new Float64Array(x.length), stride = 2.5 * radius / steps;
     for (let step = 0; ; step++) {
       const {q, value, gradient} = model.slope(point, objective);
       if (best === null || value > best.value) best = {x: point, q, value};
       yield best;
       if (step === steps) return;
-      const stride = radius * (decay ? (1 + Math.cos(Math.PI * step / steps)) / 4 : 2.5 / steps);
       const size = Math.max(sum(gradient.map(Math.abs)) / gradient.length, Number.MIN_VALUE);
       gradient.forEach((slope, i) => { direction[i] = momentum * direction[i] + slope / size; });
       point = point.map((pixel, i) => {

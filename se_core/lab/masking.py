@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from se_core.attacks import fictive_sample, pgd
 from se_core.lab.autoattack import autoattack
 from se_core.lab.config import EvaluationConfig
-from se_core.lab.evaluation import ATTACK, BATCH, Logits, accuracy_against_radius
+from se_core.lab.evaluation import BATCH, NEAR, Logits, accuracy_against_radius
 from se_core.lab.steps import derived_generator
 from se_core.losses import cross_entropy, margin
 from se_core.pretrained import Mean
@@ -94,7 +94,7 @@ def transferred(
         generator = derived_generator(x.device, seed, "transfer", objective.__name__)
         for block in torch.arange(len(x), device=x.device).split(BATCH):
             loss = objective(source, labels[block])
-            x_prime = pgd(loss, x[block], radius, config.attack_steps, generator=generator, **ATTACK)
+            x_prime = pgd(loss, x[block], radius, config.attack_steps, generator=generator, **NEAR)
             with torch.no_grad():
                 standing[block] &= target(x_prime).argmax(-1) == labels[block]
     return int(standing.sum()) / len(x)

@@ -10,6 +10,7 @@ from se_core.lab.evaluation import (
     BATCH,
     NEAR,
     Aim,
+    Settings,
     accuracy_against_radius,
     diagnostics,
     encode_means,
@@ -19,8 +20,7 @@ from se_core.lab.runs import images
 from se_core.networks import VAE
 from se_core.pretrained import Mean
 
-# Too short for steps that decay, and for more than two beginnings.
-SHORT: dict[Aim, tuple[float, ...]] = {"cross_entropy": (NEAR,), "margin": (NEAR,)}
+SHORT: dict[Aim, tuple[Settings, ...]] = {"cross_entropy": (NEAR,), "margin": (NEAR,)}
 
 
 def judge_on_the_way(run: RunConfig) -> Callable[[VAE], dict[str, Any]]:
@@ -36,7 +36,7 @@ def judge_on_the_way(run: RunConfig) -> Callable[[VAE], dict[str, Any]]:
         accuracy = {}
         for task, probe in fit_probes(vae, known, short.l2).items():
             logits = nn.Sequential(Mean(vae.encoder), probe)
-            accuracy[task] = accuracy_against_radius(logits, x, held_out.labels(task), short, run.seed, SHORT, False)
+            accuracy[task] = accuracy_against_radius(logits, x, held_out.labels(task), short, run.seed, SHORT)
         found = diagnostics(run, vae, encode_means(vae, held_out), x)
         return {"validation": {"radii": short.radii, "accuracy": accuracy} | found}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from se_core import DiagonalGaussian, load, load_pretrained
 from se_core.attacks import pgd
-from se_core.lab.evaluation import ATTACK
+from se_core.lab.evaluation import NEAR
 from se_core.losses import cross_entropy
 from se_core.pretrained import Mean, Pretrained
 from se_core.transport import coupling, entropic_w2_squared, mutual_information, w2_squared
@@ -189,7 +189,7 @@ def test_gradients_are_torch_s(aim: str, call: Callable[..., Any], model: tuple[
 
 
 @in_a_browser
-@pytest.mark.parametrize(("aim", "settings"), [("votes", ATTACK), ("representation", {"spread": 1.0, "momentum": 0.0})])
+@pytest.mark.parametrize(("aim", "settings"), [("votes", NEAR), ("representation", {"spread": 1.0, "momentum": 0.0})])
 def test_attacked_images_are_torch_s(
     aim: str, settings: dict[str, float], call: Callable[..., Any], model: tuple[str, Pretrained], x: Tensor
 ) -> None:

@@ -38,7 +38,7 @@ def test_the_later_of_two_results_of_one_run_is_kept() -> None:
     assert all((record["accuracy"] == 0.5) or record["seed"] != 1 for record in whole["records"])
 
 
-@pytest.mark.parametrize(("part", "key", "value"), [("evaluation", "attack_steps", 41), ("attack", "decay", False)])
+@pytest.mark.parametrize(("part", "key", "value"), [("evaluation", "attack_steps", 41), ("attack", "margin", [])])
 def test_parts_that_were_judged_differently_are_refused(part: str, key: str, value: object) -> None:
     other = copy.deepcopy(_slice(1))
     other["provenance"][part][key] = value
