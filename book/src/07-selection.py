@@ -349,8 +349,8 @@ less("WD, to a far neighbour against a narrow one", to_far, to_narrow)
 r"""
 ## One algorithm, two uses
 
-The same `pgd` evaluates, there begun near the image and with momentum. The objective is a classifier's loss, and the
-attacker wants a wrong answer. A representation is trained against one objective and judged by the other. The classifier is
+The same `pgd` evaluates, there with momentum, from near the image and from anywhere. The objective is a classifier's loss,
+and the attacker wants a wrong answer. A representation is trained against one objective and judged by the other. The classifier is
 a linear probe on the encoder's mean, and each pretrained encoder brings its own.
 """
 

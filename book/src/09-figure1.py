@@ -66,6 +66,7 @@ if (PROFILE, DEVICE) != ("tiny", "cpu"):
 # %% tags=["hide-input"]
 import json
 import math
+import statistics
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -75,15 +76,17 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import HTML, Image
 
+from se_core import fictive_sample, load, load_pretrained
 from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.display import book_style, holds, less
 from se_core.lab.evaluation import CLASSES, evaluate
-from se_core.lab.experiments import METHODS, PANELS, figure1_runs
+from se_core.lab.experiments import CONTROLS, METHODS, PANELS, figure1_runs
 from se_core.lab.figures import METHODS as STYLES
 from se_core.lab.figures import figure1
-from se_core.lab.statistics import claims, curve, robustness, select, verdicts
+from se_core.lab.statistics import claims, curve, robustness, robustnesses, select, verdicts
 from se_core.lab.tables import LABELS, Table, accuracy_table, claims_table, floor_table
 from se_core.lab.training import train
+from se_core.transport import transport_terms
 
 torch.set_num_threads(1)
 book_style()
@@ -208,14 +211,15 @@ A VAE has these in its configuration as well, and makes no use of them.
 
 The attacker knows encoder and probe, and may change every pixel by at most the radius, within $[0, 1]$. The
 representation is the encoder's mean, and the probe a multinomial logistic regression on the raw means, trained on clean
-data. An image counts as lost if any of the attacks succeeds, on the cross-entropy or on the margin {cite}`carlini2016`, at
-this radius or at a smaller one of the list. So the accuracy cannot rise with the radius. An attack has forty steps, and
-1,000 test digits stand before it (500 in the short runs).
+data. An image counts as lost if any of seven attacks succeeds, at this radius or at a smaller one of the list; so the accuracy
+cannot rise with the radius. Two go up the cross-entropy and the margin {cite}`carlini2016` from beside the image, by steps of
+one size. Two more begin at a random point of the ball, by steps that shrink, and so do three that aim at one wrong class each,
+the likeliest three. Each has forty steps, with momentum; 1,000 test digits stand before it (500 in the short runs).
 
-Where an attack begins matters more than how it goes on. Begun at a random point of the ball, as is usual, it leaves more of
-a pinned encoder standing than begun beside the image itself, at the large radii most: far away the signed steps end in
-another basin. So this one begins near the image, and goes on with momentum. (The gradient of a classifier's loss does not
-vanish there, as that of $W_2^2$ does.)
+Where an attack begins, and how it ends, matters more than how it goes on. Begun at random points alone, it leaves more of a
+pinned encoder standing: far away the signed steps end in another basin. Begun beside the image alone, it leaves more of a
+*free* one. Such an attack was ours before [a second judge](#second-judge) looked on; it flattered the smooth encoder of (a) by
+more than twenty points.
 """
 
 # %%
@@ -250,27 +254,27 @@ figures = claims(records)
 holds("the VAE drops quickly: held", quickly.verdict == "held")
 holds("nominal accuracy on colours: held for the VAE", perfect.held_in == ["vae"])
 holds("the smooth encoder is more robust in (c) alone", robust.held_in == ["c"])
-behind, within = robust.estimates["b"]
-less("and less robust than the VAE in (b), its interval's end", behind + within, 1)
+for letter in "ab":
+    behind, within = robust.estimates[letter]
+    less(f"and less robust than the VAE in ({letter}), its interval's end", behind + within, 1)
 holds("the smooth encoder degrades gracefully nowhere", gracefully.verdict == "not")
 for claim in figures:
     less(f"gain of the pinned encoder in {claim['panel'][:3]}, above 2", 2, claim["gain"]["pinned"][0])
 
 # %% [markdown]
 r"""
-After thirty thousand steps the smooth encoder at $\gamma = 1$ is more robust than the VAE in one panel of four, (c). On the
-digits of colour images it is less robust; on their colours, and with the ConvNET, three seeds do not tell. At the radius of its own selection next to nothing is left standing; graceful is another word. That the ConvNET is more robust by
-itself holds, by a small step.
+After thirty thousand steps the smooth encoder at $\gamma = 1$ is more robust than the VAE in one panel of four, (c). On colour
+images it is less robust, in both tasks; with the ConvNET three seeds do not tell. At the radius of its own selection next to
+nothing is left standing; graceful is another word. That the ConvNET is more robust by itself holds, by a small step.
 
 The pinned encoder is more than twice as robust as the VAE in every panel. At its own selection radius it keeps most of what
 it had in (a) and (d), though not by more than the interval of three seeds; in (b) and (c) it does not.
 
-Accuracy in per cent, by attack radius. Below the three curves of (c) are two encoders between them, of which
-[a later chapter](12-smooth-or-shrink.ipynb) makes use.
+Accuracy in per cent, by attack radius:
 """
 
 # %%
-accuracy_table(records)
+accuracy_table(records, METHODS)
 
 # %% [markdown]
 r"""
@@ -285,10 +289,17 @@ floor = committed("floor-full")["records"]
 floor_table(records, floor)
 
 # %% tags=["hide-input"]
+
+
+def floor_of(letter: str) -> float:
+    """The mean accuracy of principal components in a panel."""
+    pca = [r for r in floor if (r["panel"], r["representation"]) == (letter, "pca")]
+    return robustness({r["radius"]: r["accuracy"] for r in pca})
+
+
 for claim in figures:
     letter, reached = claim["panel"][1], claim["robustness"]
-    pca = [r for r in floor if (r["panel"], r["representation"]) == (letter, "pca")]
-    line = robustness({r["radius"]: r["accuracy"] for r in pca})
+    line = floor_of(letter)
     less(f"({letter}) VAE under PCA", reached["vae"], line)
     less(f"({letter}) smooth encoder under PCA", reached["se"], line)
     less(f"({letter}) PCA under the pinned encoder", line, reached["pinned"])
@@ -299,25 +310,103 @@ Principal components are more robust than the VAE in every panel, and more than 
 these two have learnt, it is not robustness. The pinned encoder clears the floor, by the larger radii: in (c) up to 0.02, and
 in (b) up to 0.02 as well, principal components are more accurate. In (b) it clears it by a point, which is to say that it is
 no better there than a linear map.
+"""
 
+# %% [markdown]
+r"""
+(controls)=
+## Which part of it does it
+
+The pinned encoder differs from a VAE in many things at once. So in (c) single parts are taken away, or put in the place of
+others, with all else as it was.
+
+* *VAE, β = 2* weighs its KL term twice. The SE-ELBO has two such terms; is it they that count?
+* *Radius 0* has all terms of the SE-ELBO, and no neighbour: $x' = x$.
+* *Random neighbour* takes any point of the ball instead of the adversary's.
+* *Memory* is the pinned encoder without its pin; *paired prior* has the pin, and a bound that can be tight.
+* The *autoencoding VAE* {cite}`cemgil2020` asks no adversary. Its $x'$ is the model's own image: drawn from
+  $q(Z \mid x)$, decoded, and encoded again. It has $\gamma = 10$ as well.
+* *Trained on labels* is the same encoder under a linear layer that is told what will be asked: once plainly, and once
+  {cite}`madry2017` on the neighbours that the adversary finds, with a memory as well. That one is the ceiling.
+"""
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Panel (c): mean accuracy under attack over the radii from 0.02 to 0.2. A dot is a seed; the dotted line is at principal components.", "name": "controls"}, "image": {"alt": "Dots of mean accuracy under attack, a row for each encoder. The VAE, its version with beta 2, radius 0 and the random neighbour stand together near twenty, the autoencoding VAE below them; the smooth encoder and the one trained on labels near thirty; the one with a memory short of forty, at the dotted line; the pinned ones above fifty; and adversarial training on labels near ninety."}}
+mlp = PANELS[2]
+order = [*METHODS, *CONTROLS]
+dots = {method: robustnesses(records, mlp, method) for method in order}
+figure, axes = plt.subplots(figsize=(4.8, 3.2), layout="constrained")
+axes.axvline(100 * floor_of(mlp.letter), color="#777777", linestyle=":")
+for row, method in enumerate(order):
+    values = [100 * value for value in dots[method].values()]
+    axes.plot(values, [row] * len(values), "o", color=STYLES.get(method, {}).get("color", "#777777"))
+axes.set(yticks=range(len(order)), yticklabels=[LABELS[method] for method in order])
+axes.set(xlabel="mean accuracy under attack (%)", xlim=(0, 100))
+axes.invert_yaxis()
+plt.show()
+
+# %%
+accuracy_table(records, CONTROLS)
+
+# %% tags=["hide-input"]
+one = {method: statistics.fmean(values.values()) for method, values in dots.items()}
+for method in ("beta-vae", "radius-0", "random-neighbour", "avae"):
+    less(f"{LABELS[method]}, against the smooth encoder", one[method], min(dots["se"].values()))
+less("trained on labels, against the pinned encoder", one["labels"], min(dots["pinned"].values()))
+way = (one["pinned"] - one["vae"]) / (one["adversarial-labels"] - one["vae"])
+less("of the way from the VAE to the ceiling, the pinned encoder's share", way, 0.6)
+
+# %% [markdown]
+r"""
+It is the adversary that does it. A second KL term, all terms without a neighbour, a neighbour drawn at random: none comes near
+the smooth encoder, and none leaves the VAE behind by more than a point or two, as far as one seed can tell. Nor does the
+autoencoding VAE, which asks itself instead of an adversary: under this attack it is the least robust of all. What the adversary
+begins, $\gamma$ and the memory go on with, and the pin.
+
+The pinned encoder has never seen a label. The same encoder *trained* on labels, and on nothing else, is less robust by far.
+Trained on labels against an adversary it is the ceiling; from the VAE to there the pinned encoder has come half the way.
+
+The authors' code for the autoencoding VAE takes the two latents as independent where it couples them: the product plan,
+where the smooth encoder has the optimal one. What does the optimal plan save? On 200 test digits and their neighbours,
+in nats per digit, by two pretrained encoders:
+"""
+
+# %%
+x = load("mnist", "test").images(torch.arange(200))
+for name, gamma in (("mnist-mlp-se", 1.0), ("mnist-mlp-pinned", 10.0)):
+    encoder = load_pretrained(name).vae.requires_grad_(False).encoder
+    q_a, q_b = encoder(x), encoder(fictive_sample(encoder, x, radius=0.2, steps=20))
+    cost, information = transport_terms(q_a, q_b, gamma)
+    between = (q_a.mean - q_b.mean).square() + q_a.log_var.exp() + q_b.log_var.exp()
+    optimal, product_plan = information + gamma / 2 * cost, gamma / 2 * between.sum(1)
+    prices = (float(optimal.mean()), float(product_plan.mean()))
+    less(f"{name}, gamma {gamma:g}: optimal plan against product", *prices, 1)
+
+# %% [markdown]
+r"""
 ## Along the way
 
 At logarithmically spaced steps of each run the representation is judged on held-out digits, by a short attack.
 """
 
+
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on held-out digits under a short attack of radius 0.1, along the way. One line a run.", "name": "along-the-way"}, "image": {"alt": "Accuracy on held-out images under attacks of radius 0.1 against the number of training steps, in four panels. The pinned smooth encoder stands far above the other two in each and goes on rising; only in (b) it stays below a quarter. The VAE stays near zero but for (a), where it climbs slowly. The smooth encoder rises in the first thousand steps; then it stays in (c) and sinks in (d)."}}
+def along_the_way(rows: list, task: str, radius: float) -> dict[int, float]:
+    """step -> accuracy in per cent under the short attack."""
+    return {row["step"]: 100 * row["accuracy"][task][row["radii"].index(radius)] for row in rows}
+
+
 paths = {}
 for run, rows in zip(runs, results["along_the_way"], strict=True):
     for panel in PANELS:
         if (run.dataset, run.architecture) == (panel.dataset, panel.architecture):
-            at = {row["step"]: row["accuracy"][panel.task][row["radii"].index(0.1)] for row in rows}
+            at = along_the_way(rows, panel.task, 0.1)
             paths.setdefault((panel.letter, run.label), []).append(at)
 figure, grid = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(4.8, 4.2), layout="constrained")
 for axes, panel in zip(grid.flat, PANELS, strict=True):
     for method, style in STYLES.items():
         for number, path in enumerate(paths.get((panel.letter, method), [])):
             style = style | ({"label": None} if number else {})
-            axes.plot(list(path), [100 * accuracy for accuracy in path.values()], **style)
+            axes.plot(list(path), list(path.values()), **style)
     axes.set(xscale="log", ylim=(0, 100))
     axes.set_title(panel.title, loc="left")
 figure.supxlabel("training steps")
@@ -337,6 +426,43 @@ r"""
 Length alone does not make a VAE robust, up to thirty thousand steps. The smooth encoder at $\gamma = 1$ gains little after its
 first thousand steps in (c), and in (d) each of its runs loses again some of what it had won, one of them most. The pinned
 encoder gains for longer.
+
+## Ten times as long
+
+The paper trains for 300,000 steps. A VAE of (c) has as many here, one seed: the thick line. The thin ones are the runs above.
+"""
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on held-out digits along the way, of VAEs, panel (c). The thick line has 300,000 steps, the thin ones 30,000.", "name": "long-runs"}, "image": {"alt": "Accuracy on held-out digits against training steps, without attack and at radii 0.05 and 0.1. Without attack the long run stays near 88 from a thousand steps on. At radius 0.05 it rises to forty, turns at five thousand steps and falls below fifteen; at 0.1 it stays near zero. The thin lines follow it to thirty thousand steps."}}
+long = committed("figure1-long")
+(long_vae,) = long["along_the_way"]
+figure, grid = plt.subplots(1, 3, sharex=True, sharey=True, figsize=(4.8, 2.4), layout="constrained")
+for axes, radius in zip(grid, (0.0, 0.05, 0.1), strict=True):
+    for run, rows in zip(runs, results["along_the_way"], strict=True):
+        if (run.dataset, run.architecture, run.label) == ("mnist", "mlp", "vae"):
+            path = along_the_way(rows, "digit", radius)
+            axes.plot(list(path), list(path.values()), color=STYLES[run.label]["color"], linewidth=0.6)
+    path = along_the_way(long_vae, "digit", radius)
+    axes.plot(list(path), list(path.values()), **STYLES["vae"])
+    axes.set(xscale="log", ylim=(0, 100))
+    axes.set_title(f"radius {radius:g}", loc="left")
+figure.supxlabel("training steps")
+figure.supylabel("accuracy (%)")
+plt.show()
+
+# %%
+accuracy_table(long["records"])
+
+# %% tags=["hide-input"]
+at = [
+    {r["radius"]: r["accuracy"] for r in select(some, mlp, "vae") if r["seed"] == 0}
+    for some in (long["records"], records)
+]
+less("radius 0.05, after 300,000 steps against 30,000", *(accuracies[0.05] for accuracies in at))
+
+# %% [markdown]
+r"""
+With ten times the steps the VAE reads clean digits no worse, and attacked ones far worse. Length brings it no robustness; it
+takes away what there was. (A smooth encoder of that length is still to be trained.)
 
 (shorter)=
 ## Shorter, as `make reproduce` has it
@@ -373,40 +499,50 @@ r"""
 So short runs flatter the smooth encoder: after 1,800 steps it is ahead of the VAE in (a), (c) and (d), for a VAE takes longer
 to get as good as it gets. The verdicts that count are those of the long runs.
 
+(second-judge)=
 ## A second judge
 
-An attack of one's own may be too kind. So encoders of one seed are put before AutoAttack {cite}`croce2020` as well: four
-attacks without parameters to tune, one of which, *Square*, sees no gradient. And before checks that honest robustness
-passes: at a radius large enough to turn any digit into any other the accuracy falls to chance or below; more steps and
-restarts find no more; attacks that see no gradient, or that move the latent instead of the answer, are weaker; noise hardly
-matters. (The checks are made on the first 500 test digits, the comparison with AutoAttack on 1,000.)
+An attack of one's own may be too kind. So the encoders of one seed, seed 0, are put before AutoAttack {cite}`croce2020` as
+well: four attacks without parameters to tune, one of which, *Square*, sees no gradient. (The pretrained encoders of the
+package are these, their weights rounded to half precision.) Accuracy in per cent on 1,000 test digits, by our attack and
+by AutoAttack:
 """
 
 # %% tags=["hide-input"]
 tasks = [task for judged in committed("judges")["judgements"] for task in judged["tasks"]]
+letters = {(p.dataset, p.architecture, p.task): p.letter for p in PANELS}
 
 
-def who(task: dict) -> str:
-    return f"{task['dataset']}, {task['architecture']}, {task['method']}, {task['task']}"
+def place(task: dict) -> tuple[str, int]:
+    """Panel, and the rank of the method in it: the order of the tables."""
+    panel = letters[task["dataset"], task["architecture"], task["task"]]
+    return panel, list(METHODS).index(task["method"])
 
+
+def who(task: dict) -> list[str]:
+    return [f"({place(task)[0]})", LABELS[task["method"]]]
+
+
+tasks.sort(key=place)
 
 # %%
+per_cent = "{:.1f}".format
 Table(
-    ["encoder and task", "radius", "our attack, %", "AutoAttack, %"],
     [
-        [who(task), f"{radius:g}", f"{100 * ours:.1f}", f"{100 * theirs:.1f}"]
-        for task in tasks
-        for radius, ours, theirs in zip(task["radii"], task["ours"], task["autoattack"], strict=True)
+        "panel",
+        "model",
+        *(f"{radius:g}{by}" for radius in tasks[0]["radii"] for by in ("", ", AutoAttack")),
     ],
-)
-
-# %%
-rows = [(who(task), check) for task in tasks for check in task["masking"]["rows"]]
-Table(
-    ["encoder and task", "check", "accuracy, %", "against, %"],
     [
-        [name, check["check"], f"{100 * check['accuracy']:.1f}", f"{100 * check['reference']:.1f}"]
-        for name, check in rows
+        [
+            *who(task),
+            *(
+                per_cent(100 * a)
+                for pair in zip(task["ours"], task["autoattack"], strict=True)
+                for a in pair
+            ),
+        ]
+        for task in tasks
     ],
     words=2,
 )
@@ -414,12 +550,62 @@ Table(
 # %% tags=["hide-input"]
 kinder = [a - b for task in tasks for a, b in zip(task["ours"], task["autoattack"], strict=True)]
 less("our attack, kinder than AutoAttack by at most, points", 100 * max(kinder), 2)
-holds(f"all {len(rows)} checks", all(check["holds"] for _, check in rows))
 
 # %% [markdown]
 r"""
-Our attack and AutoAttack agree to two points, and no check gives an encoder away. The first number of each check is
-what the encoder keeps, the second what it is held against: chance, the direct attack, or the accuracy without any.
+And they are put before the checks that honest robustness passes, and hidden gradients do not. At a radius large enough to
+turn any digit into any other the accuracy falls to chance or below. A hundred steps and three restarts find no more than the
+attack itself, to a point. Attacks that see no gradient, that were made for another encoder, or that move the latent instead
+of the answer, are weaker; and noise hardly matters. Accuracy in per cent, first 500 test digits, radius 0.1:
+"""
+
+# %% tags=["hide-input"]
+TITLES = {
+    "more steps and restarts": "steps, restarts",
+    "Square": "Square",
+    "transferred": "transferred, strongest",
+    "latent attack": "latent",
+    "uniform noise": "noise",
+    "radius 0.5": "at 0.5",
+}
+
+
+def checks(task: dict) -> dict[str, dict]:
+    """The rows of the checks by name; of the transferred attacks the strongest."""
+    found = {}
+    for row in task["masking"]["rows"]:
+        name = row["check"].split(" from ")[0]
+        if name not in found or row["accuracy"] < found[name]["accuracy"]:
+            found[name] = row
+    return found
+
+
+# %%
+examined = [(who(task), checks(task)) for task in tasks]
+Table(
+    ["panel", "model", "clean", "direct", *TITLES.values()],
+    [
+        [
+            *name,
+            *(per_cent(100 * rows[check]["reference"]) for check in ("uniform noise", "Square")),
+            *(per_cent(100 * rows[check]["accuracy"]) for check in TITLES),
+        ]
+        for name, rows in examined
+    ],
+    words=2,
+)
+
+# %% tags=["hide-input"]
+failing = [(task, row) for task in tasks for row in task["masking"]["rows"] if not row["holds"]]
+holds("every check of every pinned encoder", all(task["method"] != "pinned" for task, _ in failing))
+for task, row in failing:
+    found = " against ".join(per_cent(100 * row[key]) for key in ("accuracy", "reference"))
+    print(f"fails: {' '.join(who(task))}, {row['check']}: {found}")
+
+# %% [markdown]
+r"""
+The pinned encoders pass them all. Of the free ones some fail by a little: the attack has not found the last point of them, and
+noise is not as harmless to them as it should be. (Those of colour images have not been before this judge yet.)
 
 ## What else to read
 
@@ -555,11 +741,14 @@ the table has a column for each radius, and the claims ask for the accuracy *at*
 ## What we checked
 
 * The results are those of all runs of the three curves, and no accuracy rises with the radius.
-* The VAE's quick fall holds. That the smooth encoder is more robust holds in (c), and in (b) the opposite does. That it
+* The VAE's quick fall holds. That the smooth encoder is more robust holds in (c), and in (a) and (b) the opposite does. That it
   degrades gracefully holds nowhere.
 * The pinned encoder's gain is above 2 in all panels, and it clears the floor, in (b) just so.
-* Longer training helps the pinned encoder, and no length up to 30,000 steps makes a VAE robust.
+* Neither a second KL term nor a neighbour without an adversary does what the adversary does. The pinned encoder is more
+  robust than one trained on labels, and half way from the VAE to one trained on labels adversarially.
+* Longer training helps the pinned encoder, and no length makes a VAE robust; 300,000 steps make it less so.
 * After short training the smooth encoder is ahead in three panels.
-* On the encoders judged, AutoAttack finds at most two points that our attack does not, and the checks no hidden gradient.
+* On the encoders judged, AutoAttack finds at most two points that our attack does not; in the pinned ones the checks find
+  no hidden gradient.
 * Three encoders trained for this page tell the same story.
 """

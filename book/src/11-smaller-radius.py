@@ -5,7 +5,7 @@ r"""
 The paper observes that "a representation that is trained with small selection radius is still adversarially robust against
 attacks with a larger radius". Figure 1 cannot show it, for its selection radius is the large one. So we trained at radius
 0.05 as well. A control has radius 0, where the neighbour is the image itself: that run pays each term of the bound, and
-nothing asks it to be smooth.
+nothing asks it to be smooth. The runs and the attack are those of [the settings' study](10-settings.ipynb).
 """
 
 # %% cellView="form" tags=["remove-cell"]
