@@ -314,7 +314,6 @@ no better there than a linear map.
 
 # %% [markdown]
 r"""
-(controls)=
 ## Which part of it does it
 
 The pinned encoder differs from a VAE in many things at once. So in (c) single parts are taken away, or put in the place of
