@@ -373,7 +373,8 @@ in nats per digit, by two pretrained encoders:
 x = load("mnist", "test").images(torch.arange(200))
 for name, gamma in (("mnist-mlp-se", 1.0), ("mnist-mlp-pinned", 10.0)):
     encoder = load_pretrained(name).vae.requires_grad_(False).encoder
-    q_a, q_b = encoder(x), encoder(fictive_sample(encoder, x, radius=0.2, steps=20))
+    start = torch.Generator().manual_seed(0)
+    q_a, q_b = encoder(x), encoder(fictive_sample(encoder, x, 0.2, steps=20, generator=start))
     cost, information = transport_terms(q_a, q_b, gamma)
     between = (q_a.mean - q_b.mean).square() + q_a.log_var.exp() + q_b.log_var.exp()
     optimal, product_plan = information + gamma / 2 * cost, gamma / 2 * between.sum(1)
@@ -522,29 +523,18 @@ def who(task: dict) -> list[str]:
     return [f"({place(task)[0]})", LABELS[task["method"]]]
 
 
+per_cent = "{:.1f}".format
+
+
 tasks.sort(key=place)
 
 # %%
-per_cent = "{:.1f}".format
-Table(
-    [
-        "panel",
-        "model",
-        *(f"{radius:g}{by}" for radius in tasks[0]["radii"] for by in ("", ", AutoAttack")),
-    ],
-    [
-        [
-            *who(task),
-            *(
-                per_cent(100 * a)
-                for pair in zip(task["ours"], task["autoattack"], strict=True)
-                for a in pair
-            ),
-        ]
-        for task in tasks
-    ],
-    words=2,
-)
+both = [f"{radius:g}{by}" for radius in tasks[0]["radii"] for by in ("", ", AutoAttack")]
+rows = []
+for task in tasks:
+    pairs = zip(task["ours"], task["autoattack"], strict=True)
+    rows.append([*who(task), *(per_cent(100 * accuracy) for pair in pairs for accuracy in pair)])
+Table(["panel", "model", *both], rows, words=2)
 
 # %% tags=["hide-input"]
 kinder = [a - b for task in tasks for a, b in zip(task["ours"], task["autoattack"], strict=True)]
@@ -580,19 +570,13 @@ def checks(task: dict) -> dict[str, dict]:
 
 
 # %%
-examined = [(who(task), checks(task)) for task in tasks]
-Table(
-    ["panel", "model", "clean", "direct", *TITLES.values()],
-    [
-        [
-            *name,
-            *(per_cent(100 * rows[check]["reference"]) for check in ("uniform noise", "Square")),
-            *(per_cent(100 * rows[check]["accuracy"]) for check in TITLES),
-        ]
-        for name, rows in examined
-    ],
-    words=2,
-)
+rows = []
+for task in tasks:
+    found = checks(task)
+    references = [found[check]["reference"] for check in ("uniform noise", "Square")]
+    numbers = references + [found[check]["accuracy"] for check in TITLES]
+    rows.append([*who(task), *(per_cent(100 * number) for number in numbers)])
+Table(["panel", "model", "clean", "direct", *TITLES.values()], rows, words=2)
 
 # %% tags=["hide-input"]
 failing = [(task, row) for task in tasks for row in task["masking"]["rows"] if not row["holds"]]

@@ -29,6 +29,7 @@ from se_core.transport import w2_squared
 Logits = Callable[[Tensor], Tensor]
 Settings = dict[str, Any]  # of `pgd`
 Aim = str | int  # "cross_entropy", "margin", or that to the wrong class which is, at x, the likeliest but so many
+Aims = Mapping[Aim, Sequence[Settings]]
 
 CLASSES = {"digit": 10, "colour": len(COLOURS)}
 ACTIVE = 0.01  # a latent is active if the variance of its mean over the data exceeds this (Burda et al., 2016)
@@ -38,13 +39,7 @@ BATCH = 500
 # Begun anywhere, by steps that decay, and with targets, it finds twenty-five points more of a free smooth encoder.
 NEAR: Settings = {"spread": 0.01, "momentum": 0.5}
 ANYWHERE: Settings = {"spread": 1.0, "momentum": 0.5, "decay": True}
-AIMS: Mapping[Aim, Sequence[Settings]] = {
-    "cross_entropy": (NEAR, ANYWHERE),
-    "margin": (NEAR, ANYWHERE),
-    0: (ANYWHERE,),
-    1: (ANYWHERE,),
-    2: (ANYWHERE,),
-}
+AIMS: Aims = {"cross_entropy": (NEAR, ANYWHERE), "margin": (NEAR, ANYWHERE)} | dict.fromkeys(range(3), (ANYWHERE,))
 
 
 class ProbeNotConverged(SmoothEncoderError):
@@ -224,12 +219,7 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor], l2: float) -
 
 
 def accuracy_against_radius(
-    logits: Logits,
-    x: Tensor,
-    labels: Tensor,
-    config: EvaluationConfig,
-    seed: int = 0,
-    aims: Mapping[Aim, Sequence[Settings]] = AIMS,
+    logits: Logits, x: Tensor, labels: Tensor, config: EvaluationConfig, seed: int = 0, aims: Aims | None = None
 ) -> list[float]:
     """The share of images that no attack of the given radius misclassifies, one number per radius.
 
@@ -244,7 +234,7 @@ def accuracy_against_radius(
         if radius == 0:
             alive = alive[_correct(logits, x, labels)]
         else:
-            for aim, attacks in aims.items():
+            for aim, attacks in (AIMS if aims is None else aims).items():
                 generator = derived_generator(x.device, seed, "attack", radius, aim)
                 for settings in (*attacks, *[ANYWHERE] * (config.restarts - 1)):
                     path = {"radius": radius, "steps": config.attack_steps, "generator": generator} | settings
