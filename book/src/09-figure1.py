@@ -67,6 +67,7 @@ if (PROFILE, DEVICE) != ("tiny", "cpu"):
 import json
 import math
 import statistics
+from io import BytesIO
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -75,6 +76,7 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 import torch
 from IPython.display import HTML, Image
+from PIL import Image as Picture
 
 from se_core import fictive_sample, load, load_pretrained
 from se_core.lab.config import EvaluationConfig, RunConfig
@@ -658,7 +660,9 @@ and (b) have it.
 """
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Eight colour digits, the attacked ones, and what each model reconstructs from either.", "name": "attacked-colour-digits"}, "image": {"alt": "Eight coloured digits in ten rows: the digits; for the VAE, the smooth encoder and the pinned smooth encoder the attacked digits, the reconstructions of the digits, and those of the attacked digits. The VAE reconstructs attacked digits as other digits in other colours, the smooth encoder as dark blurs; the pinned encoder keeps seven of eight colours and two of eight digits."}}
-Image(Path(BOOK) / "_static" / "attacked_digits-small.png", width=640)
+picture, content = Picture.open(Path(BOOK) / "_static" / "attacked_digits-small.png"), BytesIO()
+picture.convert("RGB").quantize(128).save(content, "PNG", optimize=True)  # a third of the bytes
+Image(content.getvalue(), width=640)
 
 # %% [markdown]
 r"""
