@@ -2,8 +2,9 @@
 
     .venv/bin/python book/figure1_digits.py
 
-Eight test digits under the attack of the evaluation at each radius of the curves, for each pretrained encoder of MNIST,
-and what its probe reads in them. The pretrained encoders are the runs of the full profile's panels (c) and (d).
+Eight test digits at each radius of the curves, under the two attacks of the evaluation that begin near them, for each
+pretrained encoder of MNIST, and what its probe reads in them. The pretrained encoders are the runs of the full
+profile's panels (c) and (d).
 """
 
 import json

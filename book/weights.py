@@ -65,10 +65,12 @@ def judge(name: str) -> dict[str, Any]:
 
 def main() -> None:
     configure_process()
-    for folder in tqdm(sys.argv[1:]):
-        print(publish(Path(folder)))
-    for name in tqdm([] if sys.argv[1:] else pretrained.PRETRAINED):
-        judge(name)
+    if folders := sys.argv[1:]:
+        for folder in tqdm(folders):
+            print(publish(Path(folder)))
+    else:
+        for name in tqdm(pretrained.PRETRAINED):
+            judge(name)
 
 
 if __name__ == "__main__":

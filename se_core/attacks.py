@@ -67,7 +67,8 @@ class Attack:
                 raise InvalidValueError(f"{name}={count} must be at least 1, and whole; for no attack, use x itself")
         if not (math.isfinite(self.stride(0)) and self.stride(0) >= 0):
             raise InvalidValueError(
-                f"step_size={self.step_size} must be a finite number >= 0; None stands for 2.5 radius / steps"
+                f"step_size={self.step_size} must be a finite number >= 0; None stands for 2.5 radius / steps, or half "
+                "the radius where the steps decay"
             )
         low, high = self.bounds
         if not low <= high:
@@ -78,8 +79,9 @@ class Attack:
 
     def stride(self, step: int) -> float:
         """The size of step 0, 1, ..., steps - 1."""
-        first = self.radius / 2 if self.decay else 2.5 * self.radius / self.steps
-        first = first if self.step_size is None else self.step_size
+        first = self.step_size
+        if first is None:
+            first = self.radius / 2 if self.decay else 2.5 * self.radius / self.steps
         return first * (1 + math.cos(math.pi * step / self.steps)) / 2 if self.decay else first
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:

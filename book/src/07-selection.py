@@ -350,8 +350,8 @@ r"""
 ## One algorithm, two uses
 
 The same `pgd` evaluates, there with momentum, from near the image and from anywhere. The objective is a classifier's loss,
-and the attacker wants a wrong answer. A representation is trained against one objective and judged by the other. The classifier is
-a linear probe on the encoder's mean, and each pretrained encoder brings its own.
+and the attacker wants a wrong answer. A representation is trained against one objective and judged by the other. The
+classifier is a linear probe on the encoder's mean, and each pretrained encoder brings its own.
 """
 
 # %%

@@ -187,7 +187,7 @@ class EvaluationConfig:
     Args:
         radii: attack radii, ascending, in pixels scaled to [0, 1].
         attack_steps: steps of each attack on the classifier.
-        restarts: of each attack, from anywhere in the ball.
+        restarts: 1 for the attacks that `accuracy_against_radius` has; each more is one more on each of its aims.
         test_images: number of images, from the first of the split; 0 means all.
         l2: penalty of the probe, l2 / 2 times the squared norm of its weights, against the mean cross-entropy.
         split: "test" for what is published, "validation" for whatever is chosen.

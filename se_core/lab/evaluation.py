@@ -219,14 +219,15 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor], l2: float) -
 
 
 def accuracy_against_radius(
-    logits: Logits, x: Tensor, labels: Tensor, config: EvaluationConfig, seed: int = 0, aims: Aims | None = None
+    logits: Logits, x: Tensor, labels: Tensor, config: EvaluationConfig, seed: int = 0, aims: Aims = AIMS
 ) -> list[float]:
     """The share of images that no attack of the given radius misclassifies, one number per radius.
 
     logits: images (B, C, H, W) -> (B, classes); x (N, C, H, W); labels (N,). The worst case per example over all
-    `aims`, each with the settings of its attacks: the cross-entropy and the margin, begun near x and anywhere; and the
-    margin to each of the three likeliest wrong classes, begun anywhere, as are restarts. An image lost at one radius is
-    lost at every larger one, whose ball contains the first: only the survivors are attacked again.
+    `aims`, each with the settings of its attacks; by default the cross-entropy and the margin, begun near x and
+    anywhere, and the margin to each of the three likeliest wrong classes, begun anywhere. A restart is one attack more
+    on each aim, begun anywhere. An image lost at one radius is lost at every larger one, whose ball contains the first:
+    only the survivors are attacked again.
     """
     alive = torch.arange(len(x), device=x.device)
     curve: list[float] = []
@@ -234,7 +235,7 @@ def accuracy_against_radius(
         if radius == 0:
             alive = alive[_correct(logits, x, labels)]
         else:
-            for aim, attacks in (AIMS if aims is None else aims).items():
+            for aim, attacks in aims.items():
                 generator = derived_generator(x.device, seed, "attack", radius, aim)
                 for settings in (*attacks, *[ANYWHERE] * (config.restarts - 1)):
                     path = {"radius": radius, "steps": config.attack_steps, "generator": generator} | settings

@@ -88,7 +88,8 @@ def accuracy(logits: Logits, x: Tensor, labels: Tensor) -> float:
 def transferred(
     source: Logits, target: Logits, x: Tensor, labels: Tensor, radius: float, config: EvaluationConfig, seed: int
 ) -> float:
-    """The share of images that the target classifies rightly after both standard attacks on the source."""
+    """The share of images that the target classifies rightly after the two standard attacks on the source that
+    begin near them."""
     standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for objective in (cross_entropy, margin):
         generator = derived_generator(x.device, seed, "transfer", objective.__name__)

@@ -9,8 +9,7 @@ from se_core.lab.config import EvaluationConfig, RunConfig
 from se_core.lab.evaluation import (
     BATCH,
     NEAR,
-    Aim,
-    Settings,
+    Aims,
     accuracy_against_radius,
     diagnostics,
     encode_means,
@@ -20,7 +19,7 @@ from se_core.lab.runs import images
 from se_core.networks import VAE
 from se_core.pretrained import Mean
 
-SHORT: dict[Aim, tuple[Settings, ...]] = {"cross_entropy": (NEAR,), "margin": (NEAR,)}
+SHORT: Aims = {"cross_entropy": (NEAR,), "margin": (NEAR,)}
 
 
 def judge_on_the_way(run: RunConfig) -> Callable[[VAE], dict[str, Any]]:

@@ -56,6 +56,13 @@ def robustnesses(records: Sequence[Record], panel: Panel, method: str) -> dict[t
     return {run: robustness(accuracies) for run, accuracies in _curves(records, panel, method).items()}
 
 
+def linear_robustness(floor: Sequence[Mapping[str, Any]], letter: str, representation: str) -> float:
+    """Robustness of a linear representation, "pca" or "pixels", in the panel of this letter; floor: the records of
+    `benchmarks/floor.py`."""
+    chosen = [r for r in floor if (r["panel"], r["representation"]) == (letter, representation)]
+    return robustness({r["radius"]: r["accuracy"] for r in chosen})
+
+
 def _curves(records: Sequence[Record], panel: Panel, method: str) -> dict[tuple[int, int], dict[float, float]]:
     """(seed, latent dimension) -> radius -> accuracy of that run."""
     runs: dict[tuple[int, int], dict[float, float]] = {}

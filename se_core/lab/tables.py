@@ -8,7 +8,7 @@ from typing import Any
 
 from se_core.lab.experiments import CONTROLS, METHODS, PANELS
 from se_core.lab.figures import METHODS as STYLES
-from se_core.lab.statistics import Record, claims, curve, gain, robustness, select, verdicts
+from se_core.lab.statistics import Record, claims, curve, gain, linear_robustness, select, verdicts
 
 LABELS = {method: str(style["label"]) for method, style in STYLES.items()} | {
     "beta-vae": "VAE, β = 2",
@@ -74,14 +74,10 @@ def floor_table(records: Sequence[Record], floor: Sequence[Mapping[str, Any]]) -
     """Mean accuracy in per cent over the radii from 0.02 to 0.2: of the linear representations that there are, and of
     each method."""
     names = list(dict.fromkeys(record["representation"] for record in floor))
-
-    def linear(letter: str, name: str) -> float:
-        chosen = [r for r in floor if (r["panel"], r["representation"]) == (letter, name)]
-        return robustness({r["radius"]: r["accuracy"] for r in chosen})
-
     rows = []
     for claim in claims(records):
-        reached = [*(linear(claim["panel"][1], name) for name in names), *claim["robustness"].values()]
+        linear = [linear_robustness(floor, claim["panel"][1], name) for name in names]
+        reached = [*linear, *claim["robustness"].values()]
         rows.append([claim["panel"], *(f"{100 * value:.0f}" for value in reached)])
     titles = {"pca": "PCA", "pixels": "raw pixels"}
     return Table(["panel", *(titles[name] for name in names), *(LABELS[method] for method in METHODS)], rows)
