@@ -3,7 +3,7 @@
 Prints ratios measured in one run, interleaved, median of several rounds, and the share of the measured
 matrix-multiply peak that each reaches. `--out FILE` keeps them with their provenance. Batch 128, one core of the CPU,
 to which the whole process is pinned, because JAX takes all it sees; `--device cuda` measures the same on a GPU, without
-JAX.
+JAX, and each step of ours a second time as a CUDA graph, as `se_core.lab.training` takes it there.
 """
 
 import argparse
@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from se_core.datasets import load
+from se_core.lab.captured import CapturedStep
 from se_core.lab.config import RunConfig
-from se_core.lab.steps import derived_generator, make_optimiser, training_step
+from se_core.lab.steps import derived_seed, make_optimiser, training_step
 from se_core.lab.storage import provenance, write_json
 from se_core.memory import SelectionMemory
 from se_core.networks import VAE, WIDTH, build_vae
@@ -68,20 +69,26 @@ def _endless(loader: DataLoader) -> Iterator[list[Tensor]]:
         yield from loader
 
 
-def _step(device: str, **changes: Any) -> Step:
+def _step(device: str, captured: bool = False, **changes: Any) -> Step:
     config = replace(CONFIG, device=device, **changes)
     data = load("mnist", "train").to(device)
     vae = build_vae(config.architecture, 1, LATENT, scale=config.scale).to(device)
     optimiser = make_optimiser(config, vae)
     memory = SelectionMemory(len(data), data.shape, config.radius, device) if config.memory else None
-    step = 0
+    draws, number = torch.Generator(device), 0
+
+    def step(index: Tensor, generator: torch.Generator) -> Tensor:
+        x, remembered = data.images(index), memory[index] if memory else None
+        return training_step(config, vae, optimiser, x, generator, remembered)
+
+    take = CapturedStep(step, BATCH, torch.device(device)) if captured else None
 
     def run() -> None:
-        nonlocal step
-        step += 1
-        generator = derived_generator(device, 0, step)
-        index = torch.randint(len(data), (BATCH,), generator=generator, device=device)
-        training_step(config, vae, optimiser, data.images(index), generator, memory[index] if memory else None)
+        nonlocal number
+        number += 1
+        seed = derived_seed(0, number)
+        index = torch.randint(len(data), (BATCH,), generator=draws, device=device)
+        take(index, seed) if take else step(index, draws.manual_seed(seed))
 
     return run
 
@@ -126,21 +133,23 @@ def _jax(device: str) -> dict[str, Step]:
 def _ways(device: str) -> dict[str, Step]:
     remembered: dict[str, Any] = {"memory": True, "attack_steps": 1}
     bfloat16: dict[str, Any] = {"compile": True, "attack_dtype": "bfloat16"}
-    return {
-        "as usually written": _usual(device),
-        "ours, eager": _step(device),
-        "ours, compiled": _step(device, compile=True),
-        "ours, compiled, bfloat16 attack": _step(device, **bfloat16),
-        "ours, one remembered step": _step(device, **remembered),
-        "ours, one remembered step, pinned": _step(device, **remembered, scale="pinned"),
-        "ours, one remembered step, compiled": _step(device, **remembered, compile=True),
-        "ours, one remembered step, compiled, bfloat16 attack": _step(device, **remembered, **bfloat16),
-        "VAE, no attack": _step(device, method="vae"),
-        "VAE, no attack, compiled": _step(device, method="vae", compile=True),
-        "ConvNET, compiled": _step(device, architecture="conv", compile=True),
-        "ConvNET, one remembered step, compiled": _step(device, architecture="conv", **remembered, compile=True),
-        **_jax(device),
+    ours: dict[str, dict[str, Any]] = {
+        "ours, eager": {},
+        "ours, compiled": {"compile": True},
+        "ours, compiled, bfloat16 attack": bfloat16,
+        "ours, one remembered step": remembered,
+        "ours, one remembered step, pinned": remembered | {"scale": "pinned"},
+        "ours, one remembered step, compiled": remembered | {"compile": True},
+        "ours, one remembered step, compiled, bfloat16 attack": remembered | bfloat16,
+        "VAE, no attack": {"method": "vae"},
+        "VAE, no attack, compiled": {"method": "vae", "compile": True},
+        "ConvNET, compiled": {"architecture": "conv", "compile": True},
+        "ConvNET, one remembered step, compiled": {"architecture": "conv", "compile": True} | remembered,
     }
+    ways = {"as usually written": _usual(device)} | {name: _step(device, **changes) for name, changes in ours.items()}
+    if device != "cpu":
+        ways |= {f"{name}, captured": _step(device, captured=True, **changes) for name, changes in ours.items()}
+    return ways | _jax(device)
 
 
 # (what, against what): how many times as long the first takes.
@@ -151,6 +160,9 @@ COMPARED = {
     "conv_against_mlp_remembered": ("ConvNET, one remembered step, compiled", "ours, one remembered step, compiled"),
     "ours_against_jax": ("ours, compiled", "JAX, jit"),
     "bfloat16_against_jax": ("ours, compiled, bfloat16 attack", "JAX, jit"),
+    "captured": ("ours, eager, captured", "ours, eager"),
+    "captured_compiled": ("ours, compiled, captured", "ours, compiled"),
+    "captured_remembered_against_vae": ("ours, one remembered step, captured", "VAE, no attack, captured"),
 }
 
 
@@ -158,12 +170,12 @@ def _measured(device: str, rounds: int) -> tuple[dict[str, list[float]], float]:
     """Seconds a step, round by round, and the peak of the matrix products, in FLOP/s."""
     product, product_flops = _matrix_product(device)
     ways = {"product": product} | _ways(device)
-    for run in ways.values():  # compile and warm up
-        _seconds(run, device, 3)
+    for run in ways.values():  # compile, warm up and capture
+        _seconds(run, device, 5)
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in tqdm(range(rounds), disable=not os.isatty(2)):
         for name, run in ways.items():
-            times[name].append(_seconds(run, device, 2))
+            times[name].append(_seconds(run, device, 2 if device == "cpu" else 20))
     return times, product_flops / statistics.median(times.pop("product"))
 
 

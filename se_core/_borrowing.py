@@ -22,7 +22,9 @@ def left_unchanged(encoder: object, device: torch.device) -> Iterator[None]:
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     slots = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and not is_lazy(b)]
     copies = [buffer.detach().clone() for _, _, buffer in slots]
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    # While a CUDA graph is captured nothing is drawn yet, and the state cannot be read.
+    on_gpu = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    cuda = torch.cuda.get_rng_state(device) if on_gpu else None
     state = torch.get_rng_state()
     try:
         yield

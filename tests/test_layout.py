@@ -13,9 +13,9 @@ LIBRARY = (
     "datasets", "pretrained",
 )  # fmt: skip
 LAB = (
-    "config", "storage", "runs", "steps", "training", "evaluation", "milestones", "autoattack", "masking",
-    "judges", "experiments", "executors", "slurm_array", "slurm", "statistics", "figures", "tables", "comparison",
-    "display", "cli",
+    "config", "storage", "runs", "captured", "steps", "training", "probe", "evaluation", "milestones", "autoattack",
+    "masking", "judges", "experiments", "executors", "slurm_array", "slurm", "statistics", "figures", "tables",
+    "comparison", "display", "cli",
 )  # fmt: skip
 ORDER = [f"se_core.{name}" for name in LIBRARY] + [f"se_core.lab.{name}" for name in LAB] + ["se_core.__main__"]
 UNIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}

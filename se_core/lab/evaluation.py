@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from se_core.attacks import fictive_sample, pgd
 from se_core.datasets import COLOURS, Images
-from se_core.errors import SmoothEncoderError
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
+from se_core.lab.probe import ProbeNotConverged as ProbeNotConverged
+from se_core.lab.probe import fit_probe as fit_probe
 from se_core.lab.runs import check_data, images, load_run, milestones
 from se_core.lab.steps import derived_generator
 from se_core.lab.storage import CheckpointError, provenance, read_json, write_json
@@ -33,17 +34,13 @@ Aims = Mapping[Aim, Sequence[Settings]]
 
 CLASSES = {"digit": 10, "colour": len(COLOURS)}
 ACTIVE = 0.01  # a latent is active if the variance of its mean over the data exceeds this (Burda et al., 2016)
-BATCH = 500
+BATCH = 500  # images at a time on a CPU, whose cache holds them
 # Neither way of attacking does without the other (validation digits). Begun beside the image, by small steps of one
 # size, it finds ten points more of a pinned ConvNET than begun anywhere or by large steps: these end in another basin.
 # Begun anywhere, by steps that decay, and with targets, it finds twenty-five points more of a free smooth encoder.
 NEAR: Settings = {"spread": 0.01, "momentum": 0.5}
 ANYWHERE: Settings = {"spread": 1.0, "momentum": 0.5, "decay": True}
 AIMS: Aims = {"cross_entropy": (NEAR, ANYWHERE), "margin": (NEAR, ANYWHERE)} | dict.fromkeys(range(3), (ANYWHERE,))
-
-
-class ProbeNotConverged(SmoothEncoderError):
-    """L-BFGS ended before the gradient of the probe's loss vanished."""
 
 
 @torch.inference_mode(False)
@@ -145,77 +142,23 @@ def _is_sound(path: Path, test_sha256: str) -> bool:
     return sound
 
 
+def blocks_of(x: Tensor) -> tuple[Tensor, ...]:
+    """x in parts of so many rows as its device computes at a time."""
+    return x.split(BATCH if x.device.type == "cpu" else 20 * BATCH)
+
+
 def encode_means(vae: VAE, data: Images, n: int | None = None) -> Tensor:
     """The representation: the means of q(Z | x) of the first n images (all by default), (n, latent_dim)."""
     n = len(data) if n is None else n
-    device = data.pixels.device
     with torch.no_grad():
-        blocks = [
-            vae.encode(data.images(torch.arange(i, min(i + BATCH, n), device=device))).mean for i in range(0, n, BATCH)
-        ]
-    return torch.cat(blocks)
+        blocks = blocks_of(torch.arange(n, device=data.pixels.device))
+        return torch.cat([vae.encode(data.images(block)).mean for block in blocks])
 
 
 def fit_probes(vae: VAE, data: Images, l2: float) -> dict[str, nn.Linear]:
     """task -> the probe of it on the representation of the images, as in `fit_probe`."""
     means = encode_means(vae, data)
     return {task: fit_probe(means, data.labels(task), classes, l2) for task, classes in data.tasks.items()}
-
-
-def fit_probe(means: Tensor, labels: Tensor, classes: int, l2: float) -> nn.Linear:
-    """Multinomial logistic regression, minimising the mean cross-entropy (nats) + l2/2 ||W||^2 to convergence.
-
-    means (N, latent_dim), labels (N,) int64 in [0, classes). L-BFGS in float64; the problem is convex, so the answer
-    depends on the data alone. Raises ProbeNotConverged if the gradient's largest entry stays above 1e-6.
-    """
-    home = torch.device("cpu") if means.device.type == "mps" else means.device  # MPS has no float64
-    with torch.inference_mode(False), torch.enable_grad():
-        features, centre, unit = _whitened(means.clone().to(home).double(), l2)
-        weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=home, requires_grad=True)
-        bias = torch.zeros(classes, dtype=torch.float64, device=home, requires_grad=True)
-        labels = labels.clone().to(home)
-
-        def loss() -> Tensor:
-            penalty = l2 / 2 * (weight * unit).square().sum()
-            return nn.functional.cross_entropy(features @ weight.T + bias, labels) + penalty
-
-        _minimise(loss, [weight, bias], l2)
-        probe = nn.Linear(features.shape[1], classes, device=means.device, dtype=torch.float32)
-        with torch.no_grad():
-            probe.weight.copy_((weight * unit).float())
-            probe.bias.copy_((bias - (weight * unit) @ centre).float())
-    return probe.requires_grad_(False)
-
-
-def _whitened(means: Tensor, l2: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The same problem in coordinates of unit curvature, whatever the scale of each latent: W = V diag(unit)."""
-    centre, variance = means.mean(0), means.var(0)
-    unit = (variance + l2).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-    return (means - centre) * unit, centre, unit
-
-
-def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor], l2: float) -> None:
-    optimiser = torch.optim.LBFGS(
-        parameters,
-        max_iter=2000,
-        max_eval=4000,
-        history_size=30,
-        tolerance_grad=1e-7,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = loss()
-        value.backward()
-        return value
-
-    optimiser.step(closure)
-    closure()
-    residual = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
-    if not residual <= 1e-6:
-        raise ProbeNotConverged(f"the probe did not converge: gradient {residual:.1e} after L-BFGS; raise l2={l2}")
 
 
 def accuracy_against_radius(
@@ -246,12 +189,12 @@ def accuracy_against_radius(
 
 def _correct(logits: Logits, x: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([logits(a).argmax(-1) == b for a, b in zip(x.split(BATCH), labels.split(BATCH), strict=True)])
+        return torch.cat([logits(block).argmax(-1) for block in blocks_of(x)]) == labels
 
 
 def _survivors(logits: Logits, aim: Aim, x: Tensor, labels: Tensor, alive: Tensor, path: Settings) -> Tensor:
     standing = [alive[:0]]
-    for block in alive.split(BATCH):
+    for block in blocks_of(alive):
         attacked = pgd(_objective(aim, logits, x[block], labels[block]), x[block], **path)
         standing.append(block[_correct(logits, attacked, labels[block])])
     return torch.cat(standing)
@@ -281,7 +224,7 @@ def diagnostics(run: RunConfig, vae: VAE, means: Tensor, x: Tensor) -> dict[str,
     """
     generator = derived_generator(x.device, run.seed, "companions")  # their first name decides the draws
     bounds, errors, moved = [], [], []
-    for block in x.split(BATCH):
+    for block in blocks_of(x):
         x_prime = fictive_sample(vae.encoder, block, run.radius, 40, generator=generator) if run.radius else block
         with torch.no_grad():
             q = vae.encode(block)

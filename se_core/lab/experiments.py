@@ -118,7 +118,7 @@ PROFILES: dict[ProfileName, Profile] = {
         seeds=(0, 1, 2, 3, 4),
         latent_dims=(32, 64, 128),
         run={"iterations": 300_000, "attack_steps": 20, "source": "data", "colouring": "all"},
-        evaluation=EvaluationConfig(attack_steps=100, restarts=5, test_images=0),
+        evaluation=EvaluationConfig(attack_steps=100, restarts=5, test_images=0, along_the_way=True),
     ),
 }
 
@@ -186,8 +186,8 @@ def train_and_evaluate(
     config: RunConfig, evaluation: EvaluationConfig, runs: Path, progress: Callable[[int], Any]
 ) -> Path:
     """One run from nothing, or from where it was left, to its `evaluation-*.json`."""
-    # A memory makes a checkpoint as large as its images: it is written twenty times a run, and not every 500 steps.
-    checkpoint_every = max(500, config.iterations // 20) if config.memory else 500
+    # A memory makes a checkpoint as large as its images: it is written twenty times a run, and not a hundred.
+    checkpoint_every = max(500, config.iterations // (20 if config.memory else 100))
     judge = judge_on_the_way(config) if evaluation.along_the_way else None
     return evaluate(train(config, runs, checkpoint_every, progress, judge), evaluation, config.device)
 

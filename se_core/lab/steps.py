@@ -129,9 +129,21 @@ def _divergence(config: RunConfig) -> Callable[..., Tensor]:
 
 def make_optimiser(config: RunConfig, vae: VAE) -> torch.optim.Optimizer:
     """Adam, or SGD with momentum 0.9; the fused kernels, which change nothing but the speed."""
+    device = next(vae.parameters()).device
+    on_gpu = device.type == "cuda"  # there a captured step reads the learning rate from the device
+    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     if config.optimiser == "adam":
-        return torch.optim.Adam(vae.parameters(), config.learning_rate, fused=True)
-    return torch.optim.SGD(vae.parameters(), config.learning_rate, momentum=0.9, fused=True)
+        return torch.optim.Adam(vae.parameters(), rate, fused=True, capturable=on_gpu)
+    return torch.optim.SGD(vae.parameters(), rate, momentum=0.9, fused=True)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """For the next step, in the place where the optimiser has it."""
+    group = optimiser.param_groups[0]
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
@@ -143,6 +155,10 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 def derived_generator(device: str | torch.device, *key: float | str) -> torch.Generator:
     """A generator on `device` whose stream depends on `key` (a seed, a step, a purpose) and on nothing else."""
+    return torch.Generator(device).manual_seed(derived_seed(*key))
+
+
+def derived_seed(*key: float | str) -> int:
+    """The seed of that generator."""
     # On the CPU a generator takes the low 32 bits of its seed, and ignores the rest without a word.
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "little")
-    return torch.Generator(device).manual_seed(seed)
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "little")

@@ -17,9 +17,17 @@ from torch import Tensor
 
 from se_core.datasets import Images
 from se_core.errors import InvalidValueError, SmoothEncoderError
+from se_core.lab.captured import CapturedStep
 from se_core.lab.config import RunConfig, usable_device
 from se_core.lab.runs import Run, images, networks, opened
-from se_core.lab.steps import derived_generator, learning_rate, make_optimiser, training_step
+from se_core.lab.steps import (
+    derived_generator,
+    derived_seed,
+    learning_rate,
+    make_optimiser,
+    set_learning_rate,
+    training_step,
+)
 from se_core.memory import SelectionMemory
 from se_core.networks import VAE
 from se_core.objectives import ElboTerms
@@ -64,16 +72,13 @@ def train(
         vae, memory = vae.to(device), _memory(config, data)
         optimiser = make_optimiser(config, vae)
         _restore(run.resume(), vae, optimiser, memory)
+        take_step = _step(config, data, vae, optimiser, memory)
         history = _History(run)
         progress(run.saved_step)
         with _StopRequest() as stop:
             for step in range(run.saved_step + 1, config.iterations + 1):
-                index = batches[step - 1]
-                optimiser.param_groups[0]["lr"] = learning_rate(config, step)
-                remembered = memory[index] if memory else None
-                labels = _labels(config, data)[index] if config.method == "classifier" else None
-                generator = derived_generator(device, config.seed, "step", step)
-                history.add(training_step(config, vae, optimiser, data.images(index), generator, remembered, labels))
+                set_learning_rate(optimiser, learning_rate(config, step))
+                history.add(take_step(batches[step - 1], derived_seed(config.seed, "step", step)))
                 stopping = stop.asked  # once: a wish that comes later is granted after the next step, and saved
                 saving = step % checkpoint_every == 0 or stopping
                 if step % LOG_EVERY == 0 or saving or step == config.iterations:
@@ -104,6 +109,24 @@ class Batches:
             self.order = torch.randperm(self.n, generator=generator, device=self.device)
             self.epoch = epoch
         return self.order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def _step(
+    config: RunConfig, data: Images, vae: VAE, optimiser: torch.optim.Optimizer, memory: SelectionMemory | None
+) -> Callable[[Tensor, int], Tensor]:
+    """(indices of a batch, seed) -> the terms of the bound, after a step on it; on a GPU it is captured."""
+    device = data.pixels.device
+    labels = _labels(config, data) if config.method == "classifier" else None
+
+    def step(index: Tensor, generator: torch.Generator) -> Tensor:
+        remembered = memory[index] if memory else None
+        told = None if labels is None else labels[index]
+        return training_step(config, vae, optimiser, data.images(index), generator, remembered, told)
+
+    if device.type == "cuda" and config.covariance == "diagonal":  # what the full ones factorise is waited for
+        return CapturedStep(step, config.batch_size, device)
+    generator = torch.Generator(device)
+    return lambda index, seed: step(index, generator.manual_seed(seed))
 
 
 def _untrained(config: RunConfig, data: Images) -> VAE:
