@@ -138,13 +138,10 @@ def se_elbo(
         )
     if prior == "paired":
         covariance, mean = paired_terms(q_a, q_b, gamma)
-        return terms._replace(kl_fictive=covariance, transport=mean)
+        return ElboTerms(terms.log_likelihood, terms.kl, covariance, terms.mutual_information, mean)
     cost, information = transport_terms(q_a, q_b, gamma)
-    return terms._replace(
-        kl_fictive=kl_divergence(q_b, _standard_normal(q_b)),
-        mutual_information=information,
-        transport=0.5 * gamma * cost,
-    )
+    kl_fictive = kl_divergence(q_b, _standard_normal(q_b))
+    return ElboTerms(terms.log_likelihood, terms.kl, kl_fictive, information, 0.5 * gamma * cost)
 
 
 def autoencoding_elbo(

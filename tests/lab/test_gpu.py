@@ -95,8 +95,8 @@ def test_a_run_is_judged_alike_on_both_devices(tiny_config: Any, tmp_path: Path)
     assert there["provenance"]["device"] == torch.cuda.get_device_name()
     for a, b in zip(there["records"], here["records"], strict=True):
         assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.02)
-    for name, value in here["diagnostics"].items():
-        assert there["diagnostics"][name] == pytest.approx(value, rel=0.02)
+    for name in ("reconstruction_mse", "active_latents", "latent_variance", "moved_share"):  # the ELBO is a draw
+        assert there["diagnostics"][name] == pytest.approx(here["diagnostics"][name], rel=0.02)
 
 
 def test_nothing_in_a_selection_or_an_attack_waits_for_the_gpu() -> None:
