@@ -221,10 +221,10 @@ A VAE has these in its configuration as well, and makes no use of them.
 
 The attacker knows encoder and probe, and may change every pixel by at most the radius, within $[0, 1]$. The
 representation is the encoder's mean, and the probe a multinomial logistic regression on the raw means, trained on clean
-data. An image counts as lost if any of seven attacks succeeds, at this radius or at a smaller one of the list; so the accuracy
+data. An image counts as lost if any of ten attacks succeeds, at this radius or at a smaller one of the list; so the accuracy
 cannot rise with the radius. Two go up the cross-entropy and the margin {cite}`carlini2016` from beside the image, by steps of
-one size. Two more begin at a random point of the ball, by steps that shrink, and so do three that aim at one wrong class each,
-the likeliest three. Each has forty steps, with momentum; 1,000 test digits stand before it (500 in the short runs).
+one size. Two more begin at a random point of the ball, by steps that shrink, and so do six that aim at one wrong class each,
+the likeliest ones. Each has forty steps, with momentum; 1,000 test digits stand before it (200 in the short runs).
 
 Where an attack begins, and how it ends, matters more than how it goes on. Begun at random points alone, it leaves more of a
 pinned encoder standing: far away the signed steps end in another basin. Begun beside the image alone, it leaves more of a

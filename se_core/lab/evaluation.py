@@ -40,7 +40,7 @@ BATCH = 500  # images at a time on a CPU, whose cache holds them
 # Begun anywhere, by steps that decay, and with targets, it finds twenty-five points more of a free smooth encoder.
 NEAR: Settings = {"spread": 0.01, "momentum": 0.5}
 ANYWHERE: Settings = {"spread": 1.0, "momentum": 0.5, "decay": True}
-AIMS: Aims = {"cross_entropy": (NEAR, ANYWHERE), "margin": (NEAR, ANYWHERE)} | dict.fromkeys(range(3), (ANYWHERE,))
+AIMS: Aims = {"cross_entropy": (NEAR, ANYWHERE), "margin": (NEAR, ANYWHERE)} | dict.fromkeys(range(6), (ANYWHERE,))
 
 
 @torch.inference_mode(False)
@@ -168,7 +168,7 @@ def accuracy_against_radius(
 
     logits: images (B, C, H, W) -> (B, classes); x (N, C, H, W); labels (N,). The worst case per example over all
     `aims`, each with the settings of its attacks; by default the cross-entropy and the margin, begun near x and
-    anywhere, and the margin to each of the three likeliest wrong classes, begun anywhere. A restart is one attack more
+    anywhere, and the margin to each of the six likeliest wrong classes, begun anywhere. A restart is one attack more
     on each aim, begun anywhere. An image lost at one radius is lost at every larger one, whose ball contains the first:
     only the survivors are attacked again.
     """

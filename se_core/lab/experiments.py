@@ -97,7 +97,7 @@ PROFILES: dict[ProfileName, Profile] = {
         latent_dims=(64,),
         run={"iterations": 1800, "attack_steps": 5, "learning_rate": 3e-3, "schedule": "cosine"},
         conv={"iterations": 800},
-        evaluation=EvaluationConfig(test_images=500),
+        evaluation=EvaluationConfig(test_images=200),
     ),
     "full": Profile(
         seeds=(0, 1, 2),
