@@ -19,7 +19,7 @@ from typing import Any
 from se_core.lab.config import RunConfig
 from se_core.lab.experiments import METHODS
 from se_core.lab.figures import figure1, results_digest, save
-from se_core.lab.storage import write_json
+from se_core.lab.storage import machines_of, write_json
 from se_core.lab.tables import Table, accuracy_table, claims_table, floor_table
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +67,7 @@ def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     origins = [part["provenance"] for part in parts]
     return {
         "provenance": origins[-1]
+        | machines_of(origins)
         | {
             "runs": runs,
             "seeds": sorted({run["seed"] for run in runs}),

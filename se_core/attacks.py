@@ -5,17 +5,15 @@ section 7 maximises a classifier's loss. Madry et al. (2017), arXiv:1706.06083.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from se_core._attack import Attack as Attack
 from se_core._borrowing import left_unchanged, without_writing_buffers
 from se_core._compilation import compiled as compile_once
 from se_core.errors import InvalidTypeError, InvalidValueError
@@ -27,67 +25,6 @@ from se_core.transport import w2_squared
 
 Objective = Callable[[Tensor], Tensor]
 Divergence = Callable[[Gaussian, Gaussian], Tensor]
-
-
-@dataclass(frozen=True)
-class Attack:
-    """What an attacker may do: change each pixel by at most `radius` within `bounds`, in `steps` signed gradient steps.
-
-    Args:
-        radius: largest change of a pixel, in the units of the images.
-        steps: gradient steps, the paper's L.
-        step_size: of one step; 2.5 radius / steps by default, so that the far side of the ball is within reach; of the
-            first of steps that decay, half the radius.
-        restarts: random starts, of which the best is taken, example by example.
-        bounds: the range of a pixel.
-        momentum: share of the gradients before that a step goes along, each divided by its mean absolute value (Dong et
-            al., 2018).
-        spread: how far from x it may start, as a share of the radius.
-        decay: whether the steps shrink, along half a cosine to nothing: to end on a maximum that steps of one
-            size would leap over.
-
-    Raises InvalidValueError for a radius that is negative or not finite, a step size likewise, fewer than one step or
-    restart, bounds that are not a lower and a higher number, and a momentum or spread outside [0, 1].
-    """
-
-    radius: float
-    steps: int
-    step_size: float | None = None
-    restarts: int = 1
-    bounds: tuple[float, float] = (0.0, 1.0)
-    momentum: float = 0.0
-    spread: float = 1.0
-    decay: bool = False
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.radius) and self.radius >= 0):
-            raise InvalidValueError(f"radius={self.radius} must be a finite number >= 0, in the units of the pixels")
-        for name, count in (("steps", self.steps), ("restarts", self.restarts)):
-            if not (isinstance(count, Integral) and count >= 1):
-                raise InvalidValueError(f"{name}={count} must be at least 1, and whole; for no attack, use x itself")
-        if not (math.isfinite(self.stride(0)) and self.stride(0) >= 0):
-            raise InvalidValueError(
-                f"step_size={self.step_size} must be a finite number >= 0; None stands for 2.5 radius / steps, or half "
-                "the radius where the steps decay"
-            )
-        low, high = self.bounds
-        if not low <= high:
-            raise InvalidValueError(f"bounds={self.bounds} must be a lower and a higher number")
-        for name, share in (("momentum", self.momentum), ("spread", self.spread)):
-            if not 0 <= share <= 1:
-                raise InvalidValueError(f"{name}={share} must be in [0, 1]")
-
-    def stride(self, step: int) -> float:
-        """The size of step 0, 1, ..., steps - 1."""
-        first = self.step_size
-        if first is None:
-            first = self.radius / 2 if self.decay else 2.5 * self.radius / self.steps
-        return first * (1 + math.cos(math.pi * step / self.steps)) / 2 if self.decay else first
-
-    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest x' that are allowed, of the shape of x."""
-        low, high = self.bounds
-        return (x - self.radius).clamp(min=low), (x + self.radius).clamp(max=high)
 
 
 def pgd(
@@ -103,13 +40,15 @@ def pgd(
     momentum: float = 0.0,
     spread: float = 1.0,
     decay: bool = False,
+    widening: float = 1.0,
 ) -> Tensor:
     """x' that maximises objective(x') over |x' - x| <= radius in each pixel and over `bounds`.
 
     objective: images (B, ...) -> values (B,), larger is worse for the model, each image's value its own.
     x: (B, ...). The start is uniform in the ball: at x' = x itself the gradient of W_2^2(q(.|x), q(.|x')) is exactly
     zero. The result is the best point of the whole path, example by example, at the price of one forward pass after
-    the last step. Against a classifier a start near x (a small `spread`) often finds more, and momentum and decay help.
+    the last step. Against a classifier a start near x (a small `spread`) often finds more, and so do momentum, decay
+    and widening.
     generator: on the device of x. compiled: run the whole loop under `torch.compile` (worth it for many calls of one
     shape). The other arguments are those of `Attack`.
 
@@ -117,7 +56,7 @@ def pgd(
     floating; InvalidValueError for an x outside `bounds` (looked at on the CPU only, where it costs no
     synchronisation), for an objective whose values have another shape than (B,) or do not depend on x'.
     """
-    attack = Attack(radius, steps, step_size, restarts, bounds, momentum, spread, decay)
+    attack = Attack(radius, steps, step_size, restarts, bounds, momentum, spread, decay, widening)
     best_point = _compiled(_best_point) if compiled else _best_point
     with torch.inference_mode(False):
         x = _checked_images(x, attack)
@@ -197,11 +136,13 @@ def _last_point(objective: Objective, x: Tensor, x_prime: Tensor, attack: Attack
 
 
 def _best_point(objective: Objective, x: Tensor, x_prime: Tensor, attack: Attack) -> _Found:
-    box, best, direction = attack.box(x), None, torch.zeros_like(x)
+    best, direction = None, torch.zeros_like(x)
     for step in range(attack.steps):
         value, gradient = _value_and_gradient(objective, x_prime)  # the pass that yields the gradient has the value
-        best = _better(best, _Found(x_prime, value))
+        if attack.reach(step) == 1:
+            best = _better(best, _Found(x_prime, value))
         direction = attack.momentum * direction + (_normalised(gradient) if attack.momentum else gradient)
+        box = attack.box(x, attack.reach(step + 1))
         x_prime = torch.clamp(x_prime + attack.stride(step) * direction.sign(), *box)
     return _better(best, _Found(x_prime, _value(objective, x_prime).detach()))
 

@@ -8,9 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = (
     "errors", "gaussians", "_full_transport", "_sinkhorn", "transport", "_batch_last", "networks", "paired_prior",
-    "objectives", "memory", "_borrowing", "_compilation", "attacks", "losses", "_torchvision", "_idx", "_mnist",
-    "_indexing", "_image_files", "folders",
-    "datasets", "pretrained",
+    "objectives", "memory", "_borrowing", "_compilation", "_attack", "attacks", "losses", "_torchvision", "_idx",
+    "_mnist", "_indexing", "_image_files", "folders", "datasets", "pretrained",
 )  # fmt: skip
 LAB = (
     "config", "storage", "runs", "captured", "steps", "training", "probe", "evaluation", "milestones", "autoattack",

@@ -179,4 +179,5 @@ def provenance(device: str = "cpu") -> dict[str, str]:
 def machines_of(provenances: Iterable[dict[str, str]]) -> dict[str, str]:
     """The machines and devices of several results, each once: on a cluster, not those of the login node."""
     known = list(provenances)
-    return {key: "; ".join(sorted({place[key] for place in known})) for key in ("machine", "device")}
+    keys = ("machine", "device")
+    return {key: "; ".join(sorted({name for place in known for name in place[key].split("; ")})) for key in keys}

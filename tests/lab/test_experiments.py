@@ -89,7 +89,7 @@ def test_the_paper_profile_is_the_paper() -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_methods_differ_in_themselves_alone(profile: str) -> None:
-    """Nothing but what `METHODS` names: same steps, same data, same schedule, same seeds."""
+    """Nothing but what the profile and `METHODS` name: same steps, same data, same schedule, same seeds."""
     runs = figure1_runs(profile)
     assert {replace(r, method="se") for r in runs if r.label == "vae"} == {r for r in runs if r.label == "se"}
     own = {"method": "se", "scale": "free", "gamma": 1.0, "memory": False, "attack_steps": 1, "prior": "independent"}

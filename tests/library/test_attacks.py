@@ -183,6 +183,36 @@ def test_steps_that_decay_end_on_a_peak_that_others_leap_over() -> None:
     assert distance(decay=False) > 0.002
 
 
+def test_a_wider_ball_leads_around_a_wall_into_the_ball() -> None:
+    """Beyond a = 0.15 the way is up along b, and at home only from b = 0.05 on: from b = 0 it leads down."""
+
+    def value(x: Tensor) -> Tensor:
+        a, b = (x - 0.5).unbind(-1)
+        return a + torch.where(a > 0.15, 10 * b, 10 * (b - 0.05).relu() - b)
+
+    x = torch.full((8, 2), 0.5)
+    path = {"radius": 0.1, "steps": 40, "spread": 0.01, "generator": _generator(), "decay": True}
+    torch.testing.assert_close(pgd(value, x, **path), x + torch.tensor([0.1, -0.1]))
+    torch.testing.assert_close(pgd(value, x, **path, widening=2.0), x + torch.tensor([0.1, 0.1]))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 40])
+@pytest.mark.parametrize("widening", [1.0, 2.0, 50.0])
+def test_a_wider_ball_ends_in_the_ball(steps: int, widening: float) -> None:
+    """Even of an objective that is largest outside of it, and for which any point outside would do."""
+    path = {"momentum": 0.5, "generator": _generator(), "widening": widening}
+    outward = pgd(lambda x: (x - X).abs().flatten(1).sum(-1), X, 0.1, steps, **path)
+    assert float((outward - X).abs().max()) <= 0.1 + 1e-7
+    assert float(outward.min()) >= 0
+    assert float(outward.max()) <= 1
+
+
+@pytest.mark.parametrize("widening", [0.5, math.inf, math.nan])
+def test_a_ball_cannot_begin_narrower(widening: float) -> None:
+    with pytest.raises(ValueError, match=f"widening={widening} must be a finite number >= 1; 1 is the ball itself"):
+        pgd(lambda x: x.flatten(1).sum(-1), X, 0.1, 2, widening=widening)
+
+
 def test_the_start_is_as_near_as_it_is_asked_to_be() -> None:
     seen: list[Tensor] = []
     pgd(lambda x: (seen.append(x.detach()), x.flatten(1).sum(-1))[1], X, 0.2, 1, spread=0.1, generator=_generator())
