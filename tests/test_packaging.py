@@ -243,7 +243,9 @@ def test_the_pictures_are_of_the_committed_results(small: dict, full: dict) -> N
 def test_the_readme_says_what_the_results_say(full: dict) -> None:
     assert str(accuracy_table(full["records"], METHODS)) in README
     assert str(floor_table(full["records"], PUBLISH["read"]("floor-full")["records"])) in README
-    assert str(PUBLISH["speed_table"](PUBLISH["read"]("training_step"), PUBLISH["read"]("transport"))) in README
+    training, on_gpu, transport = map(PUBLISH["read"], ("training_step", "training_step-gpu", "transport"))
+    assert str(PUBLISH["speed_table"](training, on_gpu, transport)) in README
+    assert PUBLISH["hours_sentence"](on_gpu) in (ROOT / "book" / "index.md").read_text()
 
 
 def test_the_first_page_says_what_the_results_say(full: dict) -> None:
