@@ -6,7 +6,7 @@ Whoever chooses the number of steps, the observation variance or the probe's pen
 setting was changed by itself, for all methods alike, with three seeds each, on MNIST with the MLP. Held-out training digits
 were the judge; no test digit was read for this page. The runs are short ones on the bundled digits, so what they say is how
 much an answer hangs on a setting. And they were attacked from beside the image alone, in twenty steps, before
-[Figure 1](09-figure1.ipynb) had its seven attacks: free encoders come off some points better here than there.
+[Figure 1](09-figure1.ipynb) had its ten attacks: free encoders come off some points better here than there.
 """
 
 # %% cellView="form" tags=["remove-cell"]
