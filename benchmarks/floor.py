@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from se_core.datasets import DigitImages
 from se_core.lab.config import EvaluationConfig, RunConfig
-from se_core.lab.evaluation import BATCH, CLASSES, accuracy_against_radius, fit_probe
+from se_core.lab.evaluation import BATCH, CLASSES, accuracy_against_radius
 from se_core.lab.executors import configure_process
 from se_core.lab.experiments import PANELS, PROFILES, Panel, figure1_runs
+from se_core.lab.probe import fit_probe
 from se_core.lab.runs import images
 from se_core.lab.storage import provenance, write_json
 

@@ -22,8 +22,9 @@ from tqdm import trange
 from se_core.attacks import fictive_sample
 from se_core.datasets import DigitImages
 from se_core.lab.config import EvaluationConfig, RunConfig
-from se_core.lab.evaluation import accuracy_against_radius, encode_means, fit_probe
+from se_core.lab.evaluation import accuracy_against_radius, encode_means
 from se_core.lab.experiments import PROFILES
+from se_core.lab.probe import fit_probe
 from se_core.lab.runs import images, networks
 from se_core.lab.statistics import robustness
 from se_core.lab.steps import derived_generator, learning_rate, make_optimiser, training_step

@@ -17,7 +17,7 @@ class Attack:
         radius: largest change of a pixel, in the units of the images.
         steps: gradient steps, the paper's L.
         step_size: of one step; 2.5 radius / steps by default, so that the far side of the ball is within reach; of the
-            first of steps that decay, half the radius.
+            first of steps that decay, half the radius; of the widest ball, where that is wider.
         restarts: random starts, of which the best is taken, example by example.
         bounds: the range of a pixel.
         momentum: share of the gradients before that a step goes along, each divided by its mean absolute value (Dong et

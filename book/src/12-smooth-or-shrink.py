@@ -73,9 +73,9 @@ import torch
 
 from se_core import DiagonalGaussian, build_vae, load, load_pretrained, pgd
 from se_core.lab.display import agree, book_style, less
-from se_core.lab.evaluation import fit_probe
 from se_core.lab.experiments import PANELS
 from se_core.lab.figures import METHODS
+from se_core.lab.probe import fit_probe
 from se_core.lab.statistics import gain, mean_and_interval, robustness, robustnesses
 from se_core.lab.tables import LABELS, Table, plus_minus
 from se_core.losses import margin

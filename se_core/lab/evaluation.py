@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from se_core.attacks import fictive_sample, pgd
 from se_core.datasets import COLOURS, Images
 from se_core.lab.config import EvaluationConfig, RunConfig, digest, usable_device
-from se_core.lab.probe import ProbeNotConverged as ProbeNotConverged
-from se_core.lab.probe import fit_probe as fit_probe
+from se_core.lab.probe import fit_probe
 from se_core.lab.runs import check_data, images, load_run, milestones
 from se_core.lab.steps import derived_generator
 from se_core.lab.storage import CheckpointError, provenance, read_json, write_json

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretend_device import pretended_device
 
 from se_core.lab import display
-from se_core.lab.evaluation import fit_probe
+from se_core.lab.probe import fit_probe
 
 SOURCES = Path(__file__).parents[2] / "book" / "src"
 SETUP = (SOURCES.parent / "setup_cell.py").read_text()

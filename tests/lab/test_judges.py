@@ -10,8 +10,9 @@ from torch import nn
 
 from se_core.lab import judges
 from se_core.lab.config import EvaluationConfig, RunConfig
-from se_core.lab.evaluation import accuracy_against_radius, encode_means, fit_probe
+from se_core.lab.evaluation import accuracy_against_radius, encode_means
 from se_core.lab.judges import JudgeConfig, judge
+from se_core.lab.probe import fit_probe
 from se_core.lab.runs import images, load_run
 from se_core.lab.storage import CheckpointError, read_json, write_json
 from se_core.lab.training import train
